@@ -1,0 +1,220 @@
+"""verify: reruns a bundle's golden rows on this device, through every graph of one variant.
+
+Each value must lie within the bound that the manifest states for its task, output and group of rows, around
+what the float64 oracle gave. Every graph runs twice: all rows as one batch, then the first row of each group
+by itself, because batches of one row go through other kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from te_runtime.bundle import Bundle
+from te_runtime.golden_rows import GoldenRows, read_golden_rows, take_rows
+from te_runtime.manifest import GraphSpec, TaskSpec, Variant
+from te_runtime.plan import TaskReader, TrunkPlan
+from te_runtime.prediction import Prediction
+from te_runtime.providers import Provider
+from te_runtime.session import open_session
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Comparison", "TaskCheck", "VerifyReport", "verify"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One output of one run against the oracle, told by its worst value.
+
+    Attributes:
+        graph: path of the graph, or `trunk + tail` for the two in a row.
+        task: the task.
+        output: `prediction` or `routing_weights`.
+        batch: rows in the batch that was run.
+        row: golden row of the worst value, from 0.
+        column: its place in the row, from 0, counted over all axes but the first.
+        expected: what the oracle gave.
+        found: what the graph gave.
+        allowed: the largest error the manifest allows there.
+        ratio: error / allowed; at most 1 where all is well, infinite for NaN.
+        values_out_of_bound: how many values of this output are out of bound in this run.
+    """
+
+    graph: str
+    task: str
+    output: str
+    batch: int
+    row: int
+    column: int
+    expected: float
+    found: float
+    allowed: float
+    ratio: float
+    values_out_of_bound: int
+
+
+@dataclass(frozen=True)
+class TaskCheck:
+    """One task over every graph and run."""
+
+    task: str
+    worst: Comparison
+    values_out_of_bound: int
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What verify found.
+
+    Attributes:
+        precision: the variant.
+        provider: where it ran.
+        rows: golden rows.
+        graphs: the graphs that ran.
+        tasks: every task with its worst value.
+        mismatches: the outputs with values out of bound, in the order the graphs ran; empty if all is well.
+    """
+
+    precision: str
+    provider: str
+    rows: int
+    graphs: tuple[str, ...]
+    tasks: tuple[TaskCheck, ...]
+    mismatches: tuple[Comparison, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every value lay within its bound."""
+        return not self.mismatches
+
+
+def verify(
+    bundle: Bundle, variant: Variant, plan: TrunkPlan, *, provider: Provider, threads: int
+) -> VerifyReport:
+    """Rerun the golden rows through the loaded plan and through every other graph of the variant.
+
+    Args:
+        bundle: the bundle.
+        variant: which of its variants.
+        plan: trunk and tails of that variant, loaded.
+        provider: where to run.
+        threads: CPU threads per graph.
+
+    Returns:
+        The report; a value out of bound is in it and raises nothing.
+
+    Raises:
+        BundleError: golden rows or a graph cannot be used.
+    """
+    golden = read_golden_rows(bundle, variant)
+    comparisons = list(_compare_plan(golden, bundle, variant, plan))
+    for graph, tasks in _whole_graphs(bundle, variant):
+        comparisons += _compare_graph(golden, bundle, graph, tasks, provider=provider, threads=threads)
+    return VerifyReport(
+        precision=variant.precision,
+        provider=provider,
+        rows=golden.rows,
+        graphs=tuple(dict.fromkeys(comparison.graph for comparison in comparisons)),
+        tasks=tuple(_task_check(task, comparisons) for task in bundle.manifest.task_names),
+        mismatches=tuple(entry for entry in comparisons if entry.values_out_of_bound),
+    )
+
+
+def _whole_graphs(bundle: Bundle, variant: Variant) -> Iterator[tuple[GraphSpec, tuple[TaskSpec, ...]]]:
+    """The graphs that go from the model's inputs to predictions, with the tasks that each one answers."""
+    tasks = bundle.manifest.tasks
+    yield variant.joint, tasks
+    for task, graphs in zip(tasks, variant.tasks, strict=True):
+        yield graphs.graph, (task,)
+        if graphs.standalone is not None:
+            yield graphs.standalone, (task,)
+
+
+def _compare_plan(
+    golden: GoldenRows, bundle: Bundle, variant: Variant, plan: TrunkPlan
+) -> Iterator[Comparison]:
+    for rows in _runs(golden):
+        predictions = plan.run(take_rows(golden, rows), len(rows), bundle.manifest.task_names)
+        for graphs in variant.tasks:
+            label = f"{variant.trunk.path} + {graphs.tail.path}"
+            yield from _compare_task(golden, rows, label, graphs.task, predictions[graphs.task])
+
+
+def _compare_graph(
+    golden: GoldenRows,
+    bundle: Bundle,
+    graph: GraphSpec,
+    tasks: tuple[TaskSpec, ...],
+    *,
+    provider: Provider,
+    threads: int,
+) -> list[Comparison]:
+    session = open_session(bundle.path(graph.path), graph, provider=provider, threads=threads)
+    comparisons: list[Comparison] = []
+    for rows in _runs(golden):
+        feeds = take_rows(golden, rows)
+        outputs = session.run({spec.name: feeds[spec.name] for spec in graph.inputs})
+        for task in tasks:
+            prediction = TaskReader.of(graph, task).read(outputs, len(rows))
+            comparisons += _compare_task(golden, rows, graph.path, task.name, prediction)
+    return comparisons
+
+
+def _runs(golden: GoldenRows) -> Iterator[NDArray[np.intp]]:
+    """The golden rows of each batch to run."""
+    yield np.arange(golden.rows)
+    for start in golden.group_starts:
+        yield np.array([start])
+
+
+def _compare_task(
+    golden: GoldenRows, rows: NDArray[np.intp], graph: str, task: str, prediction: Prediction
+) -> Iterator[Comparison]:
+    found = {"prediction": prediction.output, "routing_weights": prediction.routing_weights}
+    for output, array in found.items():
+        if array is not None:
+            yield _compare(golden, rows, graph=graph, task=task, output=output, found=array)
+
+
+def _compare(
+    golden: GoldenRows,
+    rows: NDArray[np.intp],
+    *,
+    graph: str,
+    task: str,
+    output: str,
+    found: NDArray[np.generic],
+) -> Comparison:
+    oracle = golden.oracle[task, output][rows].reshape(len(rows), -1)
+    allowed = np.broadcast_to(golden.bounds[task, output][rows, None], oracle.shape)
+    values = found.astype(np.float64).reshape(oracle.shape)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        error = np.abs(values - oracle)
+        ratio = np.where(error == 0, 0.0, error / allowed)
+    is_within = error <= allowed  # False for NaN
+    ratio = np.where(np.isnan(ratio), np.inf, ratio)
+    row, column = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
+    return Comparison(
+        graph=graph,
+        task=task,
+        output=output,
+        batch=len(rows),
+        row=int(rows[row]),
+        column=int(column),
+        expected=float(oracle[row, column]),
+        found=float(values[row, column]),
+        allowed=float(allowed[row, column]),
+        ratio=float(ratio[row, column]),
+        values_out_of_bound=int(np.count_nonzero(~is_within)),
+    )
+
+
+def _task_check(task: str, comparisons: Iterable[Comparison]) -> TaskCheck:
+    own = [entry for entry in comparisons if entry.task == task]
+    worst = max(own, key=lambda entry: (entry.values_out_of_bound > 0, entry.ratio))
+    return TaskCheck(task, worst, sum(entry.values_out_of_bound for entry in own))

@@ -1,0 +1,147 @@
+"""Checks what a caller passes to predict, and casts it to what the graphs read.
+
+Casting keeps the value's kind: a float input takes floats of any width and integers, rounded to the nearest
+value it can hold; an integer input takes integers that fit; a bool input takes bools. Complex numbers, text,
+dates and objects are refused, and so is a number that the input's dtype cannot hold. NaN and infinities pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from te_runtime.errors import InputError
+from te_runtime.interfaces import BATCH_AXIS
+from te_runtime.manifest import TensorSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["prepare_inputs", "shown_shape"]
+
+_KIND_NAMES = {"f": "floats or integers", "i": "integers", "u": "integers", "b": "bools"}
+_KINDS_TAKEN = {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}
+
+
+def prepare_inputs(
+    x: NDArray[np.generic] | Mapping[str, NDArray[np.generic]], specs: Sequence[TensorSpec]
+) -> tuple[dict[str, NDArray[np.generic]], int]:
+    """Turn what the caller passed into feeds for a session.
+
+    Args:
+        x: one array where the model has one input, or a mapping from every input's name to its array.
+        specs: the model's inputs.
+
+    Returns:
+        The arrays by name, C-contiguous and of the inputs' dtypes, and the number of rows B.
+
+    Raises:
+        InputError: a name, dtype, shape or value does not fit.
+    """
+    arrays = x if isinstance(x, Mapping) else _single(x, specs)
+    _check_names(arrays, specs)
+    axes: dict[str, tuple[int, str]] = {}
+    feeds: dict[str, NDArray[np.generic]] = {}
+    for spec in specs:
+        array = _plain_array(arrays[spec.name], spec)
+        _check_shape(array, spec)
+        _bind_axes(array, spec, axes)
+        feeds[spec.name] = _cast(array, spec)
+    return feeds, axes[BATCH_AXIS][0]
+
+
+def shown_shape(shape: Sequence[int | str]) -> str:
+    """A shape as Python would write it, without quotes around names: `(batch, 784)`."""
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+
+
+def _single(x: NDArray[np.generic], specs: Sequence[TensorSpec]) -> dict[str, NDArray[np.generic]]:
+    if len(specs) != 1:
+        names = ", ".join(spec.name for spec in specs)
+        raise InputError(
+            f"the model has {len(specs)} inputs ({names}): pass a dict from each name to its array"
+        )
+    return {specs[0].name: x}
+
+
+def _check_names(arrays: Mapping[str, NDArray[np.generic]], specs: Sequence[TensorSpec]) -> None:
+    expected = [spec.name for spec in specs]
+    missing = [name for name in expected if name not in arrays]
+    extra = [str(name) for name in arrays if name not in expected]
+    if not missing and not extra:
+        return
+    findings = []
+    if missing:
+        findings.append(f"missing {', '.join(missing)}")
+    if extra:
+        findings.append(f"unknown {', '.join(extra):.200}")
+    raise InputError(f"inputs: {'; '.join(findings)}; expected exactly {', '.join(expected)}")
+
+
+def _plain_array(array: object, spec: TensorSpec) -> NDArray[np.generic]:
+    if isinstance(array, np.ma.MaskedArray):
+        raise InputError(f"input {spec.name!r}: masked values would be lost; pass x.filled(value)")
+    if not isinstance(array, np.ndarray):
+        kind = f"{type(array).__module__}.{type(array).__qualname__}".removeprefix("builtins.")
+        raise InputError(
+            f"input {spec.name!r}: got {kind}, expected a numpy array: pass numpy.asarray(x, {spec.dtype!r})"
+        )
+    return np.asarray(array)
+
+
+def _check_shape(array: NDArray[np.generic], spec: TensorSpec) -> None:
+    found, expected = array.shape, spec.shape
+    if len(found) == len(expected) and all(
+        isinstance(wanted, str) or axis == wanted for axis, wanted in zip(found, expected, strict=True)
+    ):
+        return
+    message = f"input {spec.name!r}: got shape {shown_shape(found)}, expected {shown_shape(expected)}"
+    if len(found) == len(expected) - 1:
+        message += ": for one row pass x[None]" if len(found) == 0 else ": for one row pass x[None, :]"
+    raise InputError(message)
+
+
+def _bind_axes(array: NDArray[np.generic], spec: TensorSpec, axes: dict[str, tuple[int, str]]) -> None:
+    """An axis of one name has one length, in every input."""
+    for length, name in zip(array.shape, spec.shape, strict=True):
+        if not isinstance(name, str):
+            continue
+        bound, first = axes.setdefault(name, (length, spec.name))
+        if bound != length:
+            raise InputError(
+                f"axis {name!r} is {bound} in input {first!r} and {length} in input {spec.name!r}"
+            )
+        if length == 0 and name != BATCH_AXIS:
+            raise InputError(f"input {spec.name!r}: axis {name!r} is empty")
+
+
+def _cast(array: NDArray[np.generic], spec: TensorSpec) -> NDArray[np.generic]:
+    if spec.dtype == "bfloat16":
+        raise InputError(f"input {spec.name!r} is bfloat16, which this release of te_runtime cannot feed")
+    target = np.dtype(spec.dtype)
+    if array.dtype == target:
+        return np.ascontiguousarray(array)
+    if array.dtype.kind not in _KINDS_TAKEN[target.kind]:
+        raise InputError(
+            f"input {spec.name!r}: got {array.dtype.name}, expected {_KIND_NAMES[target.kind]} ({spec.dtype})"
+        )
+    if target.kind in "iu":
+        _check_integers_fit(array, target, spec)
+    try:
+        with np.errstate(over="raise"):
+            return array.astype(target, order="C")
+    except FloatingPointError as error:
+        raise InputError(
+            f"input {spec.name!r}: a {array.dtype.name} value is too large for {spec.dtype}"
+        ) from error
+
+
+def _check_integers_fit(array: NDArray[np.generic], target: np.dtype[np.generic], spec: TensorSpec) -> None:
+    if array.size == 0:
+        return
+    limits = np.iinfo(target.name)
+    low, high = int(array.min()), int(array.max())
+    if low < limits.min or high > limits.max:
+        raise InputError(f"input {spec.name!r}: values from {low} to {high} do not fit {spec.dtype}")

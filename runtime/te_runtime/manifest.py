@@ -1,0 +1,359 @@
+"""manifest.json as frozen dataclasses: the exporter writes through them, the runtime reads through them.
+
+Reading is strict: unknown, missing or repeated keys, other types, names that are not allowed, paths that
+leave the bundle, and sizes out of bounds are refused with the place and the finding. docs/bundle-format.md
+has the same in prose.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from te_runtime.errors import BundleError
+from te_runtime.strict_json import StrictJsonError, decode, encode
+
+__all__ = [
+    "FORMAT_NAME",
+    "FORMAT_VERSION",
+    "MANIFEST_NAME",
+    "MAX_MANIFEST_BYTES",
+    "FileEntry",
+    "Golden",
+    "GraphSpec",
+    "GroupParity",
+    "Manifest",
+    "ModelInfo",
+    "OutputParity",
+    "Producer",
+    "RowGroup",
+    "TaskGraphs",
+    "TaskParity",
+    "TaskSpec",
+    "TaskUtilization",
+    "TensorSpec",
+    "Variant",
+    "is_task_name",
+    "parse_manifest",
+    "serialize_manifest",
+]
+
+FORMAT_NAME = "te-export-bundle"
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+MAX_MANIFEST_BYTES = 64 * 2**20
+MAX_FILE_BYTES = 2**46
+MAX_PATH_LENGTH = 240
+
+DType = Literal["float32", "float16", "float64", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+
+_TASK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_PATH_PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+
+
+def is_task_name(name: str) -> bool:
+    """Whether `name` may name a task: 1 to 64 ASCII letters, digits, `_` or `-`."""
+    return _TASK_NAME.fullmatch(name) is not None
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise StrictJsonError(message)
+
+
+def _check_unique(what: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        _check(name.lower() not in seen, f"{what} {name!r} stands twice (upper and lower case count as one)")
+        seen.add(name.lower())
+
+
+def _check_path(path: str) -> None:
+    parts = path.split("/")
+    _check(
+        len(path) <= MAX_PATH_LENGTH and all(_PATH_PART.fullmatch(part) for part in parts),
+        f"path {path!r:.120} is not allowed: expected a relative path of letters, digits, '_', '-' and '.' "
+        "inside the bundle",
+    )
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One graph input or output. A string in `shape` names a symbolic axis; `batch` is the batch axis."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int | str, ...]
+
+    def __post_init__(self) -> None:
+        _check(0 < len(self.name) <= 200, f"tensor name {self.name!r:.80} must have 1 to 200 characters")
+        for axis in self.shape:
+            fits = bool(axis) if isinstance(axis, str) else 0 < axis < 2**31
+            _check(fits, f"axis {axis!r:.80} of {self.name!r} is out of bounds")
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One ONNX file: its path inside the bundle and its interface."""
+
+    path: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        _check_path(self.path)
+        _check(bool(self.inputs) and bool(self.outputs), f"graph {self.path!r} has no inputs or no outputs")
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One task: prediction (batch, out) and, where the model has a gate, routing weights (batch, experts)."""
+
+    name: str
+    prediction: TensorSpec
+    routing_weights: TensorSpec | None
+
+    def __post_init__(self) -> None:
+        _check(
+            is_task_name(self.name),
+            f"task name {self.name!r:.80} is not allowed: 1 to 64 letters, digits, '_' or '-'",
+        )
+
+
+@dataclass(frozen=True)
+class TaskGraphs:
+    """The graphs of one task in one variant.
+
+    `tail` reads the trunk's outputs; `standalone` carries its weights inside.
+    """
+
+    task: str
+    graph: GraphSpec
+    tail: GraphSpec
+    standalone: GraphSpec | None
+
+
+@dataclass(frozen=True)
+class GroupParity:
+    """Errors against the float64 oracle over one group of rows, the worst of every graph and batch size.
+
+    `bound` is what `max_abs_error` was allowed to be; `torch_max_abs_error` is what torch float32 reached.
+    """
+
+    group: str
+    rows: int
+    max_abs_error: float
+    torch_max_abs_error: float
+    bound: float
+
+
+@dataclass(frozen=True)
+class OutputParity:
+    """Parity of one output.
+
+    Relative errors are over the larger of the oracle's magnitude and its RMS in the group. `ratio` is the
+    largest, over groups, of `max_abs_error / torch_max_abs_error`, and null where torch made no error at all.
+    """
+
+    max_abs_error: float
+    max_rel_error: float
+    torch_max_abs_error: float
+    torch_max_rel_error: float
+    ratio: float | None
+    rms_error: float
+    torch_rms_error: float
+    argmax_agreement: float | None
+    torch_argmax_agreement: float | None
+    groups: tuple[GroupParity, ...]
+
+
+@dataclass(frozen=True)
+class TaskParity:
+    task: str
+    prediction: OutputParity
+    routing_weights: OutputParity | None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One precision of the bundle: one weights file and the graphs that point into it."""
+
+    precision: Precision
+    weights: str
+    joint: GraphSpec
+    trunk: GraphSpec
+    tasks: tuple[TaskGraphs, ...]
+    parity: tuple[TaskParity, ...]
+
+    def __post_init__(self) -> None:
+        _check_path(self.weights)
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A run of consecutive rows of golden.npz made the same way (ordinary, large, tiny, routing)."""
+
+    name: str
+    rows: int
+
+    def __post_init__(self) -> None:
+        _check(0 < self.rows <= 1_000_000, f"row group {self.name!r:.80} has {self.rows!r:.80} rows")
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Golden rows: `input.<name>`, and the oracle's float64 `<task>.prediction`, `<task>.routing_weights`."""
+
+    path: str
+    groups: tuple[RowGroup, ...]
+
+    def __post_init__(self) -> None:
+        _check_path(self.path)
+
+
+@dataclass(frozen=True)
+class TaskUtilization:
+    """How one task used each expert over the verification rows, by the oracle.
+
+    `mean` is over ordinary rows and is the baseline that a deployed model is compared with; `low` and
+    `high` bound the routing weight over every row; `wins` counts the rows in which it had the largest.
+    """
+
+    task: str
+    mean: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    wins: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    path: str
+    size_bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        _check_path(self.path)
+        in_bounds = 0 <= self.size_bytes <= MAX_FILE_BYTES
+        _check(in_bounds, f"size of {self.path!r} is out of bounds: {self.size_bytes!r:.80}")
+        _check(_SHA256.fullmatch(self.sha256) is not None, f"sha256 of {self.path!r} is not 64 hex digits")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Where the graphs came from. `unused_parameters` are in the checkpoint but reach no prediction."""
+
+    family: str
+    config: dict[str, bool | int | float | str | tuple[int, ...]]
+    checkpoint_sha256: str
+    parameter_bytes: int
+    unused_parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Producer:
+    """Versions of what wrote the bundle."""
+
+    te_export: str
+    torch: str
+    onnx: str
+    onnxscript: str
+    onnxruntime: str
+    opset: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    format: str
+    version: int
+    model: ModelInfo
+    producer: Producer
+    inputs: tuple[TensorSpec, ...]
+    tasks: tuple[TaskSpec, ...]
+    variants: tuple[Variant, ...]
+    golden: Golden
+    utilization: tuple[TaskUtilization, ...]
+    files: tuple[FileEntry, ...]
+
+    def __post_init__(self) -> None:
+        _check(bool(self.inputs), "inputs is empty")
+        _check(bool(self.tasks), "tasks is empty")
+        _check(bool(self.variants), "variants is empty")
+        _check_unique("task", (task.name for task in self.tasks))
+        _check_unique("variant", (variant.precision for variant in self.variants))
+        _check_unique("file", (entry.path for entry in self.files))
+        names = [task.name for task in self.tasks]
+        for variant in self.variants:
+            with_graphs = [entry.task for entry in variant.tasks]
+            with_parity = [entry.task for entry in variant.parity]
+            for what, found in (("tasks", with_graphs), ("parity", with_parity)):
+                where = f"{what} of variant {variant.precision}"
+                _check(found == names, f"{where} are {found!s:.200}, expected {names!s:.200}")
+        listed = {entry.path for entry in self.files}
+        for path in self.referenced_paths():
+            _check(path in listed, f"{path!r} is used but not listed in files")
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(task.name for task in self.tasks)
+
+    def referenced_paths(self) -> tuple[str, ...]:
+        """Every path the manifest points to, apart from the list of files itself."""
+        paths = [self.golden.path]
+        for variant in self.variants:
+            paths += [variant.weights, variant.joint.path, variant.trunk.path]
+            for task in variant.tasks:
+                paths += [task.graph.path, task.tail.path]
+                if task.standalone is not None:
+                    paths.append(task.standalone.path)
+        return tuple(paths)
+
+    def file(self, path: str) -> FileEntry:
+        """The entry of `path`, which must be listed."""
+        return next(entry for entry in self.files if entry.path == path)
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """Parse the bytes of a manifest.json.
+
+    Args:
+        data: the whole file.
+        where: how to name the file in errors.
+
+    Raises:
+        BundleError: not UTF-8, not JSON, of another format or version, or not what the schema allows.
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{where}: {len(data)} bytes, expected at most {MAX_MANIFEST_BYTES}")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{where}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+    _check_format(text, where)
+    try:
+        return decode(text, Manifest)
+    except StrictJsonError as error:
+        advice = "Export the model again, or copy the bundle again whole."
+        raise BundleError(f"{where}: {error}. {advice}") from error
+
+
+def serialize_manifest(manifest: Manifest) -> bytes:
+    """The bytes of manifest.json for `manifest`; parse_manifest gives the same manifest back."""
+    return encode(manifest).encode("ascii")
+
+
+def _check_format(text: str, where: str) -> None:
+    """Name and version stand first and are checked first, so that a newer format gets the right advice."""
+    head = re.match(r'\s*\{\s*"format"\s*:\s*"([^"\\]{0,80})"\s*,\s*"version"\s*:\s*(\d{1,9})\s*[,}]', text)
+    if head is None or head[1] != FORMAT_NAME:
+        beginning = f'"format": "{FORMAT_NAME}", "version": N'
+        raise BundleError(f"{where}: not a te-export bundle: expected it to begin with {beginning}")
+    if int(head[2]) != FORMAT_VERSION:
+        raise BundleError(
+            f"{where}: bundle format version {head[2]}, this te_runtime reads version {FORMAT_VERSION}. "
+            "Install the te-runtime release that matches the exporter, or export again with this release."
+        )

@@ -1,0 +1,26 @@
+"""What a model answers for one task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Prediction"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One task's answer for a batch of rows.
+
+    Attributes:
+        output: (B, out) float32; what the task's head gave.
+        routing_weights: (B, K) float32, each row adding up to one: how much each expert took part in
+            `output`; None where the model has no gate.
+    """
+
+    output: NDArray[np.generic]
+    routing_weights: NDArray[np.generic] | None

@@ -1,0 +1,207 @@
+"""One ONNX graph, loaded and ready to run; the seam between te_runtime and ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol, cast
+
+from te_runtime.errors import BundleError, InputError, ProviderError
+from te_runtime.manifest import GraphSpec, TensorSpec
+from te_runtime.providers import Provider, execution_provider, import_onnxruntime
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["OrtSession", "Session", "default_threads", "open_session", "parse_threads"]
+
+MAX_THREADS = 1024
+MAX_DEFAULT_THREADS = 4
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+
+
+class Session(Protocol):
+    """A graph that can be run; tests pass fakes."""
+
+    @property
+    def spec(self) -> GraphSpec:
+        """The graph's path, inputs and outputs."""
+
+    def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Sequence[NDArray[np.generic]]:
+        """Run once. `feeds` holds exactly the inputs of `spec`; the answer is in the order of its outputs."""
+
+
+class _Argument(Protocol):
+    name: str
+    type: str
+    shape: list[int | str | None]
+
+
+class _InferenceSession(Protocol):
+    def get_inputs(self) -> list[_Argument]: ...
+    def get_outputs(self) -> list[_Argument]: ...
+    def get_providers(self) -> list[str]: ...
+    def disable_fallback(self) -> None: ...
+    def run(
+        self, names: Sequence[str], feeds: Mapping[str, NDArray[np.generic]]
+    ) -> Sequence[NDArray[np.generic]]: ...
+
+
+class OrtSession:
+    """A Session of ONNX Runtime. `run` may be called from many threads at once."""
+
+    __slots__ = ("_errors", "_names", "_session", "spec")
+
+    def __init__(
+        self, session: _InferenceSession, spec: GraphSpec, errors: tuple[type[Exception], ...]
+    ) -> None:
+        self.spec = spec
+        self._session = session
+        self._names = [output.name for output in spec.outputs]
+        self._errors = errors
+
+    def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Sequence[NDArray[np.generic]]:
+        """Run the graph once.
+
+        Args:
+            feeds: exactly the inputs of `spec`, C-contiguous, with its dtypes and shapes.
+
+        Returns:
+            The outputs in the order of `spec.outputs`.
+
+        Raises:
+            BundleError: ONNX Runtime gave up while it ran.
+        """
+        try:
+            return self._session.run(self._names, feeds)
+        except self._errors as error:
+            raise BundleError(
+                f"{self.spec.path}: failed while it ran: {_one_line(error)}. "
+                "If memory ran out, pass fewer rows at a time; otherwise run te-runtime verify on the bundle."
+            ) from error
+
+
+def default_threads() -> int:
+    """Half of the CPUs this process may use, at least one and at most four.
+
+    Most machines count two CPUs per core, and small graphs gain nothing from more than four.
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MAX_DEFAULT_THREADS, usable // 2))
+
+
+def parse_threads(threads: int | None) -> int:
+    """The number of threads to use.
+
+    Raises:
+        InputError: `threads` is not a whole number from 1 to 1024.
+    """
+    if threads is None:
+        return default_threads()
+    if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
+        raise InputError(f"threads: found {threads!r}, expected a whole number from 1 to {MAX_THREADS}")
+    return threads
+
+
+def open_session(path: Path, spec: GraphSpec, *, provider: Provider, threads: int) -> OrtSession:
+    """Load one graph.
+
+    Args:
+        path: the .onnx file; its weights are found in the same folder.
+        spec: the interface the graph must have.
+        provider: where to run it.
+        threads: how many CPU threads one run may use.
+
+    Raises:
+        BundleError: ONNX Runtime refuses the file, or its interface is not `spec`.
+        ProviderError: ONNX Runtime is missing or does not give the provider.
+    """
+    ort = import_onnxruntime()
+    errors = _ort_errors(ort)
+    wanted = execution_provider(provider)
+    if wanted not in ort.get_available_providers():
+        raise ProviderError(
+            f"this onnxruntime has no {wanted}; it has {', '.join(ort.get_available_providers())}"
+        )
+    try:
+        session = cast(
+            _InferenceSession,
+            ort.InferenceSession(str(path), _session_options(ort, threads), providers=[wanted]),
+        )
+    except errors as error:
+        raise BundleError(
+            f"{path}: onnxruntime {ort.__version__} refuses it: {_one_line(error)}. "
+            "Copy the bundle again whole, or export the model again beside this version of onnxruntime."
+        ) from error
+    session.disable_fallback()
+    found = session.get_providers()
+    if found[:1] != [wanted]:
+        raise ProviderError(f"asked onnxruntime for {wanted}, got {', '.join(found)}")
+    _check_arguments(path, "input", session.get_inputs(), spec.inputs)
+    _check_arguments(path, "output", session.get_outputs(), spec.outputs)
+    return OrtSession(session, spec, errors)
+
+
+def _session_options(ort: ModuleType, threads: int) -> object:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return cast(object, options)
+
+
+def _ort_errors(ort: ModuleType) -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises: its own classes have no common base but Exception."""
+    state = vars(ort.capi.onnxruntime_pybind11_state)
+    own = [value for value in state.values() if isinstance(value, type) and issubclass(value, Exception)]
+    return (*own, RuntimeError, ValueError, MemoryError)
+
+
+def _check_arguments(path: Path, kind: str, found: list[_Argument], expected: tuple[TensorSpec, ...]) -> None:
+    names = [argument.name for argument in found]
+    wanted = [spec.name for spec in expected]
+    if names != wanted:
+        raise BundleError(
+            f"{path}: its {kind}s are {', '.join(names)}, the manifest expects {', '.join(wanted)}. "
+            "Export the model again."
+        )
+    for argument, spec in zip(found, expected, strict=True):
+        dtype = _DTYPES.get(argument.type, argument.type)
+        if dtype != spec.dtype or not _is_same_shape(argument.shape, spec.shape):
+            raise BundleError(
+                f"{path}: its {kind} {spec.name!r} is {dtype} {_shown(argument.shape)}, the manifest expects "
+                f"{spec.dtype} {_shown(spec.shape)}. Export the model again."
+            )
+
+
+def _is_same_shape(found: Sequence[int | str | None], expected: Sequence[int | str]) -> bool:
+    """Same rank, same numbers, and an open axis (whatever its name) exactly where one is expected."""
+    return len(found) == len(expected) and all(
+        axis == wanted if isinstance(wanted, int) else not isinstance(axis, int)
+        for axis, wanted in zip(found, expected, strict=True)
+    )
+
+
+def _shown(shape: Sequence[int | str | None]) -> str:
+    return f"({', '.join('?' if axis is None else str(axis) for axis in shape)})"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:400].rstrip(".") or type(error).__name__

@@ -1,0 +1,97 @@
+"""Putting together what manifest.json says of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+import onnxruntime
+import onnxscript
+import torch
+
+from te_export.bundle.graph_file import WEIGHTS_NAME
+from te_export.models.exportable import ExportableModel
+from te_export.verify.parity import StagedGraphs
+from te_export.version import VERSION
+from te_runtime.manifest import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    FileEntry,
+    Golden,
+    GraphSpec,
+    Manifest,
+    ModelInfo,
+    Precision,
+    Producer,
+    TaskParity,
+    TaskSpec,
+    TaskUtilization,
+    TensorSpec,
+    Variant,
+)
+
+__all__ = ["build_manifest", "build_variant", "model_info"]
+
+
+def build_variant(precision: Precision, graphs: StagedGraphs, parity: tuple[TaskParity, ...]) -> Variant:
+    """The manifest's entry for one verified variant."""
+    return Variant(
+        precision=precision,
+        weights=f"{precision}/{WEIGHTS_NAME}",
+        joint=graphs.joint,
+        trunk=graphs.trunk,
+        tasks=graphs.tasks,
+        parity=parity,
+    )
+
+
+def model_info(model: ExportableModel, checkpoint_sha256: str) -> ModelInfo:
+    """What the manifest keeps of the model; it holds no weights."""
+    return ModelInfo(
+        family=model.family,
+        config=model.config,
+        checkpoint_sha256=checkpoint_sha256,
+        parameter_bytes=model.parameter_bytes,
+        unused_parameters=model.unused_parameters,
+    )
+
+
+def build_manifest(
+    info: ModelInfo,
+    *,
+    opset: int,
+    variants: Sequence[Variant],
+    golden: Golden,
+    utilization: tuple[TaskUtilization, ...],
+    files: tuple[FileEntry, ...],
+) -> Manifest:
+    """The manifest of a bundle; it holds no times and no paths of the machine that wrote it."""
+    first = variants[0]
+    return Manifest(
+        format=FORMAT_NAME,
+        version=FORMAT_VERSION,
+        model=info,
+        producer=Producer(
+            te_export=VERSION,
+            torch=str(torch.__version__),
+            onnx=onnx.__version__,
+            onnxscript=onnxscript.__version__,
+            onnxruntime=onnxruntime.__version__,
+            opset=opset,
+        ),
+        inputs=first.joint.inputs,
+        tasks=tuple(_task_spec(task.task, task.graph) for task in first.tasks),
+        variants=tuple(variants),
+        golden=golden,
+        utilization=utilization,
+        files=files,
+    )
+
+
+def _task_spec(name: str, graph: GraphSpec) -> TaskSpec:
+    prediction, routing_weights = graph.outputs
+    return TaskSpec(
+        name=name,
+        prediction=TensorSpec(f"{name}.prediction", prediction.dtype, prediction.shape),
+        routing_weights=TensorSpec(f"{name}.routing_weights", routing_weights.dtype, routing_weights.shape),
+    )

@@ -1,0 +1,62 @@
+"""Writing the graphs of one variant and the weights file they share into a staged bundle."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from te_export.bundle.graph_file import WEIGHTS_NAME, linked_bytes, standalone_bytes, tensor_specs
+from te_export.bundle.staging import StagedBundle
+from te_export.bundle.weights_file import WeightsLayout, plan_weights, weight_chunks
+from te_export.partition import GraphSet
+from te_export.verify.parity import StagedGraphs
+from te_runtime.manifest import GraphSpec, TaskGraphs
+
+__all__ = ["write_variant"]
+
+_GRAPH_BYTES_ESTIMATE = 64 * 1024
+
+
+def write_variant(staged: StagedBundle, graphs: GraphSet, *, folder: str, standalone: bool) -> StagedGraphs:
+    """Write `<folder>/weights.bin`, joint, trunk, task and tail graphs, and standalone graphs if asked for.
+
+    Raises:
+        OutputError: the disk is full or cannot be written; a standalone graph would pass 2 GiB.
+    """
+    layout = plan_weights(graphs.joint.graph)
+    staged.check_room(layout.size_bytes + _GRAPH_BYTES_ESTIMATE * (2 + 2 * len(graphs.tasks)))
+    staged.write(f"{folder}/{WEIGHTS_NAME}", weight_chunks(graphs.joint.graph, layout))
+    tasks = tuple(
+        TaskGraphs(
+            task=name,
+            graph=_write_linked(staged, graphs.tasks[name], f"{folder}/task-{name}.onnx", layout),
+            tail=_write_linked(staged, graphs.tails[name], f"{folder}/tail-{name}.onnx", layout),
+            standalone=_write_standalone(staged, graphs.tasks[name], f"{folder}/standalone-{name}.onnx")
+            if standalone
+            else None,
+        )
+        for name in graphs.tasks
+    )
+    return StagedGraphs(
+        root=staged.root,
+        joint=_write_linked(staged, graphs.joint, f"{folder}/joint.onnx", layout),
+        trunk=_write_linked(staged, graphs.trunk, f"{folder}/trunk.onnx", layout),
+        tasks=tasks,
+    )
+
+
+def _write_linked(staged: StagedBundle, model: ir.Model, path: str, layout: WeightsLayout) -> GraphSpec:
+    staged.write(path, [linked_bytes(model, layout)])
+    return _spec(model, path)
+
+
+def _write_standalone(staged: StagedBundle, model: ir.Model, path: str) -> GraphSpec:
+    staged.write(path, [standalone_bytes(model, path)])
+    return _spec(model, path)
+
+
+def _spec(model: ir.Model, path: str) -> GraphSpec:
+    return GraphSpec(
+        path=path,
+        inputs=tensor_specs(list(model.graph.inputs)),
+        outputs=tensor_specs(list(model.graph.outputs)),
+    )

@@ -1,0 +1,38 @@
+"""The captured joint graph: the dataclass between capture and partition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+__all__ = ["EXPERT_FEATURES", "JointGraph", "prediction_name", "routing_weights_name"]
+
+EXPERT_FEATURES = "expert_features"
+
+
+def prediction_name(task: str) -> str:
+    """Name of a task's prediction in the joint graph."""
+    return f"{task}.prediction"
+
+
+def routing_weights_name(task: str) -> str:
+    """Name of a task's routing weights in the joint graph."""
+    return f"{task}.routing_weights"
+
+
+@dataclass(frozen=True)
+class JointGraph:
+    """One ONNX graph of every task, from ONE capture.
+
+    Attributes:
+        model: inputs (batch, …); outputs `expert_features`, then `<task>.prediction` and
+            `<task>.routing_weights` of each task. Initializers carry the checkpoint's parameter names and
+            share the torch parameters' memory.
+        tasks: task names, in the order of the outputs.
+        opset: the ONNX opset of the graph.
+    """
+
+    model: ir.Model
+    tasks: tuple[str, ...]
+    opset: int

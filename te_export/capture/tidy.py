@@ -1,0 +1,137 @@
+"""Making a captured graph reproducible and readable: parameter names of the checkpoint, one name for the
+batch axis, no traces of
+the machine it was captured on, and none of the arithmetic on shapes that tracing leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+from onnxscript import optimizer, version_converter
+
+from te_export.errors import CaptureError
+
+__all__ = ["BATCH", "tidy"]
+
+BATCH = "batch"
+
+
+def tidy(model: ir.Model, *, parameter_prefix: str, outputs: Sequence[str], opset: int) -> ir.Model:
+    """Clean a freshly captured model in place and return it.
+
+    Constants are folded, repeated sub-expressions merged and the opset converted while the weights are out
+    of sight, so that no pass can
+    copy, drop or merge a parameter: an all-zero bias stays, and two equal tensors stay two.
+
+    Args:
+        parameter_prefix: what the capture put before every parameter name.
+        outputs: names for the graph's outputs, by position.
+        opset: the opset to convert to.
+
+    Raises:
+        CaptureError: the opset cannot be reached; the batch axis of an input or output is not symbolic, or
+            is not the same for all.
+    """
+    weights = _hide_weights(model.graph)
+    optimizer.optimize(model)
+    _convert(model, opset)
+    passes.ClearMetadataAndDocStringPass()(model)
+    _show_weights(model.graph, weights, parameter_prefix)
+    _name_outputs(model.graph, outputs)
+    _name_batch_axis(model.graph)
+    _name_nodes(model.graph)
+    model.graph.name = "joint"
+    model.producer_name = "te-export"
+    model.producer_version = None
+    return model
+
+
+def _hide_weights(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
+    weights: dict[str, ir.TensorProtocol] = {}
+    for name, value in list(graph.initializers.items()):
+        if value.const_value is None:
+            raise CaptureError(
+                f"initializer {name!r} has no value after capture; report this with the torch version in use"
+            )
+        weights[name] = value.const_value
+        del graph.initializers[name]
+        value.const_value = None
+        graph.inputs.append(value)
+    return weights
+
+
+def _convert(model: ir.Model, opset: int) -> None:
+    version_converter.convert_version(model, opset, fallback=True)
+    reached = model.graph.opset_imports.get("")
+    if reached != opset:  # the converter logs its failures and goes on
+        raise CaptureError(
+            f"the captured graph could not be converted to opset {opset}: it stayed at opset {reached}. "
+            "Choose an older one with --opset, down to 18."
+        )
+
+
+def _show_weights(graph: ir.Graph, weights: Mapping[str, ir.TensorProtocol], prefix: str) -> None:
+    for value in [value for value in graph.inputs if value.name in weights]:
+        assert value.name is not None  # it was looked up by its name
+        graph.inputs.remove(value)
+        if not value.uses():
+            continue
+        tensor = weights[value.name]
+        value.name = value.name.removeprefix(prefix)
+        value.const_value = tensor
+        graph.register_initializer(value)
+
+
+def _name_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
+    if len(graph.outputs) != len(names):
+        raise CaptureError(
+            f"the capture has {len(graph.outputs)} outputs, expected {len(names)}: {', '.join(names[:6])}, …"
+        )
+    for value, name in zip(graph.outputs, names, strict=True):
+        value.name = name
+
+
+def _name_batch_axis(graph: ir.Graph) -> None:
+    symbols = {_batch_symbol(value, "input") for value in graph.inputs} | {
+        _batch_symbol(value, "output") for value in graph.outputs
+    }
+    if len(symbols) != 1:
+        raise CaptureError(
+            f"inputs and outputs do not share one batch axis: found {', '.join(sorted(symbols))}"
+        )
+    (symbol,) = symbols
+    for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
+        if value.shape is None:
+            continue
+        axes = [BATCH if _text(axis) == symbol else axis for axis in value.shape]
+        known = all(axis == BATCH or isinstance(axis, int) for axis in axes)
+        value.shape = ir.Shape(axes) if known else None
+
+
+def _batch_symbol(value: ir.Value, kind: str) -> str:
+    if value.shape is None or len(value.shape) == 0 or isinstance(value.shape[0], int):
+        raise CaptureError(
+            f"the batch axis of {kind} {value.name!r} came out static ({value.shape}): the graph would be "
+            "right only at the traced "
+            "batch size. Take out of the module's forward what turns a tensor's size into a Python number."
+        )
+    return _text(value.shape[0])
+
+
+def _text(axis: int | ir.SymbolicDim) -> str:
+    return str(axis) if isinstance(axis, int) else str(axis.value)
+
+
+def _name_nodes(graph: ir.Graph) -> None:
+    """Name each node by its first parameter's layer where it has one, else by its operator and position."""
+    counts: dict[str, int] = {}
+    for node in graph:
+        names = [
+            value.name for value in node.inputs if value is not None and value.name in graph.initializers
+        ]
+        layers = [name.rpartition(".")[0] for name in names if name is not None]
+        stem = next((layer for layer in layers if layer), node.op_type.lower())
+        index = counts.get(stem, 0)
+        counts[stem] = index + 1
+        node.name = stem if layers and stem != node.op_type.lower() and index == 0 else f"{stem}_{index}"

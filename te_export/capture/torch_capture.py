@@ -1,0 +1,78 @@
+"""ONE capture of all tasks through torch.export and torch.onnx."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx_ir as ir
+import torch
+
+from te_export.capture.joint_graph import EXPERT_FEATURES, JointGraph, prediction_name, routing_weights_name
+from te_export.capture.tidy import BATCH, tidy
+from te_export.errors import CaptureError
+from te_export.models.exportable import ExportableModel
+
+__all__ = ["capture"]
+
+_PARAMETER_PREFIX = "model."
+_TRACED_ROWS = 2
+"""torch.export specializes sizes 0 and 1, so the batch axis is traced with two rows."""
+
+
+def capture(model: ExportableModel, opset: int) -> JointGraph:
+    """Capture the model as one ONNX graph with a symbolic batch axis.
+
+    Args:
+        model: the module is in eval mode.
+        opset: the ONNX opset to write.
+
+    Raises:
+        CaptureError: torch refuses the module, or the batch axis is not symbolic in the graph.
+    """
+    outputs = [EXPERT_FEATURES]
+    for task in model.task_names:
+        outputs += [prediction_name(task), routing_weights_name(task)]
+    with _quiet_torch():
+        captured = tidy(_export(model), parameter_prefix=_PARAMETER_PREFIX, outputs=outputs, opset=opset)
+    return JointGraph(model=captured, tasks=model.task_names, opset=opset)
+
+
+def _export(model: ExportableModel) -> ir.Model:
+    batch = torch.export.Dim(BATCH)
+    try:
+        program = torch.export.export(
+            model.module, (model.example_rows(_TRACED_ROWS),), dynamic_shapes=({0: batch},), strict=False
+        )
+        onnx_program = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
+    except (
+        torch._dynamo.exc.TorchDynamoException,
+        torch.onnx.errors.OnnxExporterError,
+        RuntimeError,
+        ValueError,
+    ) as error:
+        raise CaptureError(f"torch could not capture the model: {error}") from error
+    if onnx_program is None:
+        raise CaptureError("torch.onnx.export gave no program; this needs torch 2.9 or newer")
+    return onnx_program.model
+
+
+@contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Keep torch's own remarks on its internals (optional packages, deprecations within torch) off the
+    person's screen.
+    """
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for category in (FutureWarning, DeprecationWarning, UserWarning):
+                warnings.simplefilter("ignore", category)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

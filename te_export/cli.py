@@ -1,0 +1,242 @@
+"""The te-export command: parses, calls te_export.export once, prints, and maps errors to exit codes.
+
+Imports nothing heavy, so that --help answers at once; torch comes with the first export.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from te_export.errors import DependencyError, TeExportError
+from te_export.options import ExportOptions, ExportResult, Precision
+from te_export.progress import Progress, SilentProgress
+from te_export.version import VERSION
+from te_runtime.errors import TeRuntimeError
+
+__all__ = ["command", "main"]
+
+_INTERRUPTED = 130
+_PRECISIONS: tuple[Precision, ...] = ("fp32",)
+
+
+class _CommaList(click.ParamType[tuple[str, ...]]):
+    """`a,b,c`, without empty parts."""
+
+    name = "a,b,c"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        parts = tuple(part.strip() for part in str(value).split(","))
+        if not all(parts):
+            self.fail("expected names with commas between them, such as a,b,c", param, ctx)
+        return parts
+
+
+class _PrecisionList(_CommaList):
+    """Precisions that this release builds."""
+
+    name = ",".join(_PRECISIONS)
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        parts = super().convert(value, param, ctx)
+        for part in parts:
+            if part not in _PRECISIONS:
+                self.fail(
+                    f"{part!r} is not built by this release; it builds: {', '.join(_PRECISIONS)}", param, ctx
+                )
+        return tuple(dict.fromkeys(parts))
+
+
+@click.command(
+    "te-export",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="\b\nExit codes:\n  0  done\n  1  a check failed (parity, structure); nothing was written\n"
+    "  2  wrong usage or a bad input file; nothing was written\n  3  a package or library is missing",
+)
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR",
+              help="Folder to make.  [default: <checkpoint stem>-onnx beside the checkpoint]")  # fmt: skip
+@click.option(
+    "--task", "tasks", multiple=True, metavar="NAME", help="Export this task only; repeat for more."
+)
+@click.option(
+    "--task-names", type=_CommaList(), help="A name for every task of the checkpoint, in its order."
+)
+@click.option(
+    "--precision",
+    "precisions",
+    type=_PrecisionList(),
+    default="fp32",
+    show_default=True,
+    help="Variants to build.",
+)
+@click.option(
+    "--opset",
+    type=int,
+    metavar="N",
+    help="ONNX opset of the graphs.  [default: the newest that the installed onnxruntime runs]",
+)
+@click.option(
+    "--standalone", is_flag=True, help="Also write each task as one .onnx file with its weights inside."
+)
+@click.option(
+    "--atol",
+    type=click.FloatRange(min=0),
+    metavar="X",
+    help="Judge parity by |error| <= atol + rtol*|oracle| instead of by torch's own error.",
+)
+@click.option("--rtol", type=click.FloatRange(min=0), metavar="X", help="See --atol.")
+@click.option(
+    "--trust-pickle",
+    is_flag=True,
+    help="Let the checkpoint RUN CODE on this machine to rebuild its objects. Only for files you trust.",
+)
+@click.option("--force", is_flag=True, help="Replace a bundle that stands where the new one goes.")
+@click.option("--dry-run", is_flag=True, help="Do everything, checks included, and write nothing.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on standard output and nothing else there."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Say more; show tracebacks of errors.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.version_option(VERSION, "--version", prog_name="te-export")
+def command(
+    checkpoint: Path,
+    output: Path | None,
+    tasks: tuple[str, ...],
+    task_names: tuple[str, ...] | None,
+    precisions: tuple[Precision, ...],
+    opset: int | None,
+    standalone: bool,
+    atol: float | None,
+    rtol: float | None,
+    trust_pickle: bool,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+    verbose: bool,
+    quiet: bool,
+) -> None:
+    """Turn a trained multi-task mixture-of-experts CHECKPOINT (.pt, .pth, .safetensors) into a verified
+    ONNX bundle.
+
+    The bundle holds a graph for all tasks, one per task, and the trunk and tails apart, all reading one
+    weights file. Each graph is proved against torch in float64 before anything is written. te_runtime runs
+    the bundle without torch.
+
+    \b
+    Examples:
+      te-export model.pt
+      te-export model.pt -o out --task-names click,buy --force
+    """
+    options = ExportOptions(
+        tasks=tasks or None,
+        task_names=task_names,
+        precisions=precisions,
+        opset=opset,
+        standalone=standalone,
+        atol=atol,
+        rtol=rtol,
+        trust_pickle=trust_pickle,
+        force=force,
+        dry_run=dry_run,
+    )
+    progress: Progress = SilentProgress() if quiet else _StepLines()
+    result = _run(checkpoint, output, options, progress)
+    if as_json:
+        from te_export.report.machine import result_object
+
+        click.echo(json.dumps(result_object(result), allow_nan=False))
+    elif not quiet:
+        _print_result(result, verbose=verbose)
+
+
+class _StepLines:
+    """One line per step on standard error: `capture   4.9 s  one graph, 105 nodes`.
+
+    On a terminal the running step shows too.
+    """
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+
+    def started(self, step: str) -> None:
+        if self._live:
+            click.echo(f"  {step:<10} …", nl=False, err=True)
+
+    def finished(self, step: str, detail: str, seconds: float) -> None:
+        start = "\r\x1b[2K" if self._live else ""
+        click.echo(f"{start}  {step:<10} {seconds:6.2f} s  {detail}", err=True)
+
+
+def _run(checkpoint: Path, output: Path | None, options: ExportOptions, progress: Progress) -> ExportResult:
+    try:
+        from te_export.pipeline import export
+    except ModuleNotFoundError as error:
+        raise DependencyError(
+            f"the package {error.name!r} is missing. Install everything with: pip install te-export"
+        ) from error
+    return export(checkpoint, output, options, progress)
+
+
+def _print_result(result: ExportResult, *, verbose: bool) -> None:
+    from te_export.report.terminal import result_lines
+
+    for line in result_lines(result, verbose=verbose):
+        click.echo(line)
+
+
+def main() -> None:
+    """Entry point: every outcome becomes an exit code, and no error shows a traceback without -v."""
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupt)
+    arguments = sys.argv[1:]
+    try:
+        code = command.main(args=arguments, prog_name="te-export", standalone_mode=False)
+    except (TeExportError, TeRuntimeError) as error:
+        _fail(str(error), error, error.exit_code, arguments)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        usage = f"{context.get_usage()}\nTry 'te-export --help' for help.\n" if context is not None else ""
+        _fail(error.format_message(), error, error.exit_code, arguments, before=usage)
+    except (click.Abort, KeyboardInterrupt) as error:
+        _fail("interrupted; nothing was written", error, _INTERRUPTED, arguments)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupt(_signum: int, _frame: FrameType | None) -> None:
+    """SIGTERM and SIGHUP unwind like Ctrl-C, so that staged files are removed."""
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, error: BaseException, code: int, arguments: list[str], *, before: str = "") -> None:
+    if "-v" in arguments or "--verbose" in arguments:
+        traceback.print_exception(error)
+    if sys.stderr.isatty():
+        click.echo("\r\x1b[2K", nl=False, err=True)
+    click.echo(f"{before}error: {message}", err=True)
+    if "--json" in arguments:
+        click.echo(
+            json.dumps(
+                {"status": "error", "error": type(error).__name__, "message": message, "exit_code": code}
+            )
+        )
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""From a checkpoint to a TaskExpert model that can be exported: which config it has, and whether its tensors
+are sound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from te_export.checkpoint.contents import Checkpoint, ConfigValue
+from te_export.errors import CheckpointError
+from te_export.models.exportable import ExportableModel, TaskOutput
+from te_export.models.task_expert import TaskExpertConfig, TaskExpertModel
+from te_export.models.task_expert_layers import final_relu_of
+from te_export.models.task_expert_shapes import (
+    Sizes,
+    check_shapes,
+    looks_like_task_expert,
+    read_sizes,
+    stored_in_out,
+)
+from te_export.models.task_names import name_tasks, select_tasks
+
+__all__ = ["JointTaskExpert", "load_task_expert"]
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_CHUNK = 2**24
+
+
+class JointTaskExpert(nn.Module):
+    """All exported tasks of a TaskExpert model behind one forward; the trunk runs once.
+
+    forward: x (B, input_dim) → (expert features (B, K, D), prediction (B, out), routing weights (B, K),
+        prediction, …).
+    """
+
+    def __init__(self, model: TaskExpertModel, task_ids: Sequence[int]) -> None:
+        super().__init__()
+        self.model = model
+        self.task_ids = tuple(task_ids)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        expert_features = self.model.trunk(x)
+        tails = self.model.tails(expert_features, self.task_ids)
+        return (expert_features, *(value for tail in tails for value in tail))
+
+
+def load_task_expert(
+    checkpoint: Checkpoint, *, task_names: Sequence[str] | None, tasks: Sequence[str] | None
+) -> ExportableModel:
+    """Build the model of a checkpoint.
+
+    Args:
+        task_names: a name for each task of the checkpoint, or None.
+        tasks: the tasks to export, or None for all.
+
+    Raises:
+        CheckpointError: not a TaskExpert state dict; tensors missing, extra, misshaped, of another dtype,
+            NaN or infinite; config and shapes disagree.
+        UsageError: a task name is unknown or not allowed.
+    """
+    state, notes = _usable_state(checkpoint)
+    sizes = read_sizes(state)
+    config, config_notes = _settle_config(checkpoint, sizes)
+    check_shapes(state, config, _describe_source(checkpoint))
+    names = name_tasks(config.num_tasks, asked=task_names, in_file=checkpoint.task_names)
+    task_ids = select_tasks(names, tasks)
+    _check_values(state)
+    return _exportable(
+        state, config, names=names, task_ids=task_ids, notes=(*checkpoint.notes, *notes, *config_notes)
+    )
+
+
+def _usable_state(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], list[str]]:
+    state = dict(checkpoint.state)
+    if not looks_like_task_expert(state):
+        shown = "\n  ".join(f"{name} {list(tensor.shape)}" for name, tensor in list(state.items())[:8])
+        raise CheckpointError(
+            f"{checkpoint.path}: not a TaskExpert checkpoint: expected tensors named backbone.network.*, "
+            "experts.N.network.*, "
+            f"gating_networks.N.gate.*, task_heads.N.head.*; found {len(state)} tensors, the first of "
+            f"them:\n  {shown}\n"
+            "This release exports the TaskExpert family. If this is one, save model.state_dict() under its "
+            "own parameter names."
+        )
+    notes = []
+    if stored_in_out(state):
+        state = {name: tensor.t() if tensor.ndim == 2 else tensor for name, tensor in state.items()}
+        notes.append("weights are stored (in, out); they were transposed to torch's (out, in)")
+    odd = {str(tensor.dtype) for tensor in state.values()} - {str(dtype) for dtype in _FLOATS}
+    if odd:
+        which = [name for name, tensor in state.items() if tensor.dtype not in _FLOATS]
+        raise CheckpointError(
+            f"{checkpoint.path}: {len(which)} tensors have dtype {', '.join(sorted(odd))}, expected "
+            "float32, float64, float16 or bfloat16: "
+            f"{', '.join(which[:5])}. Export from the unquantized checkpoint."
+        )
+    other = sorted({str(t.dtype).removeprefix("torch.") for t in state.values() if t.dtype != torch.float32})
+    if other:
+        notes.append(f"{' and '.join(other)} weights were converted to float32")
+    return state, notes
+
+
+def _describe_source(checkpoint: Checkpoint) -> str:
+    return f"the sizes most of its tensors agree on ({checkpoint.path.name})"
+
+
+def _settle_config(checkpoint: Checkpoint, sizes: Sizes) -> tuple[TaskExpertConfig, list[str]]:
+    found = dict(checkpoint.config or {})
+    conflicts = [
+        f"{name}: {_shown(found[name])} in {checkpoint.config_source}, {_shown(size)} by the shapes of the "
+        "tensors"
+        for name, size in dataclasses.asdict(sizes).items()
+        if found.get(name) is not None and _listed(found[name]) != _listed(size)
+    ]
+    if conflicts:
+        raise CheckpointError(
+            f"{checkpoint.path}: the config in the file and its tensors disagree:\n  "
+            + "\n  ".join(conflicts)
+            + "\n"
+            "Save the checkpoint again with the config it was trained with, or without any config."
+        )
+    known = {field.name for field in dataclasses.fields(TaskExpertConfig)} | {"task_names"}
+    ignored = sorted(name for name in found if name not in known)
+    notes = (
+        [f"config keys that do not change the exported graphs were ignored: {', '.join(ignored)}"]
+        if ignored
+        else []
+    )
+    try:
+        config = TaskExpertConfig(
+            **dataclasses.asdict(sizes),
+            **_training_settings(found),
+            final_relu=final_relu_of(checkpoint.layer_types, _final_relu_in_config(checkpoint, found)),
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.path}: no TaskExpert model has this config: {error}") from error
+    return config, notes
+
+
+def _final_relu_in_config(checkpoint: Checkpoint, found: Mapping[str, ConfigValue]) -> bool | None:
+    value = found.get("final_relu")
+    if value is not None and not isinstance(value, bool):
+        raise CheckpointError(
+            f"{checkpoint.path}: final_relu in {checkpoint.config_source} is {value!r}, expected true or "
+            "false"
+        )
+    return value
+
+
+def _training_settings(found: Mapping[str, ConfigValue]) -> dict[str, Any]:
+    """Settings that no graph depends on; kept for the record where they are numbers."""
+    return {
+        name: float(value)
+        for name in ("dropout", "learning_rate", "weight_decay")
+        if isinstance(value := found.get(name), int | float) and not isinstance(value, bool)
+    }
+
+
+def _listed(value: object) -> object:
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+def _shown(value: object) -> str:
+    return str(_listed(value))
+
+
+def _check_values(state: Mapping[str, Tensor]) -> None:
+    bad = []
+    for name, tensor in state.items():
+        nans, infs = _count_nonfinite(tensor)
+        if nans or infs:
+            bad.append(f"{name}: {nans} NaN and {infs} infinite of {tensor.numel()}")
+    if bad:
+        raise CheckpointError(
+            f"{len(bad)} tensors hold NaN or infinite values:\n  " + "\n  ".join(bad) + "\n"
+            "The training diverged before this checkpoint was saved; export an earlier one."
+        )
+
+
+def _count_nonfinite(tensor: Tensor) -> tuple[int, int]:
+    nans = infs = 0
+    for chunk in torch.split(tensor.reshape(-1), _CHUNK):
+        if not bool(torch.isfinite(chunk).all()):
+            nans += int(torch.isnan(chunk).sum())
+            infs += int(torch.isinf(chunk).sum())
+    return nans, infs
+
+
+def _exportable(
+    state: Mapping[str, Tensor],
+    config: TaskExpertConfig,
+    *,
+    names: Sequence[str],
+    task_ids: Sequence[int],
+    notes: tuple[str, ...],
+) -> ExportableModel:
+    with torch.device("meta"):
+        model = TaskExpertModel(config)
+    tasks = tuple(
+        TaskOutput(
+            name=names[task],
+            output_dim=config.task_output_dims[task],
+            tail_parameters=_below(state, f"gating_networks.{task}.") | _below(state, f"task_heads.{task}."),
+        )
+        for task in task_ids
+    )
+    trunk = _below(state, "backbone.") | _below(state, "experts.")
+    used = trunk.union(*(task.tail_parameters for task in tasks))
+    _fill(model, {name: state[name] for name in used}, task_ids)
+    unused = tuple(name for name in state if name not in used)
+    fusion = [name for name in unused if name.startswith("feature_fusion.")]
+    if fusion:
+        notes = (
+            *notes,
+            f"{' and '.join(fusion)} are in the checkpoint and used by no prediction; they are not exported",
+        )
+    return ExportableModel(
+        family="TaskExpert",
+        config=dataclasses.asdict(config),
+        module=JointTaskExpert(model, task_ids).eval(),
+        input_name="x",
+        input_dim=config.input_dim,
+        num_experts=config.num_experts,
+        expert_dim=config.expert_dim,
+        tasks=tasks,
+        trunk_parameters=trunk,
+        unused_parameters=unused,
+        notes=notes,
+    )
+
+
+def _fill(model: TaskExpertModel, used: Mapping[str, Tensor], task_ids: Sequence[int]) -> None:
+    """Give the model its weights without a copy of those that are float32 already; what no exported task
+    reads is left out.
+    """
+    model.feature_fusion = nn.Sequential()
+    for task in set(range(model.config.num_tasks)) - set(task_ids):
+        model.gating_networks[task] = nn.Identity()
+        model.task_heads[task] = nn.Identity()
+    weights = {name: tensor.to(torch.float32).contiguous() for name, tensor in used.items()}
+    model.load_state_dict(weights, strict=True, assign=True)
+    model.eval().requires_grad_(False)
+
+
+def _below(state: Mapping[str, Tensor], prefix: str) -> frozenset[str]:
+    return frozenset(name for name in state if name.startswith(prefix))

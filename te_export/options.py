@@ -1,0 +1,66 @@
+"""What a caller may ask of an export, and what comes back. Loads neither torch nor onnx."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from te_runtime.manifest import Manifest
+
+__all__ = ["ExportOptions", "ExportResult", "Precision"]
+
+Precision = Literal["fp32"]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to export.
+
+    Attributes:
+        tasks: names of the tasks to export, in this order; None exports all, in the checkpoint's order.
+        task_names: a name for every task of the checkpoint; None takes the names in the file, else task_0,
+            task_1, …
+        precisions: the variants to build.
+        opset: ONNX opset of every graph; None takes the newest that the installed onnxruntime runs.
+        standalone: also write each task graph as one file with its weights inside.
+        atol, rtol: if either is given, a graph passes where every |error| <= atol + rtol·|oracle|, instead
+            of the default bound of 4 times torch's own error. A missing one counts as 0.
+        trust_pickle: let the checkpoint run the code it names. Only for files whose author you trust with
+            this machine.
+        force: replace a bundle that stands where the new one goes.
+        dry_run: do everything, checks included, and publish nothing.
+    """
+
+    tasks: tuple[str, ...] | None = None
+    task_names: tuple[str, ...] | None = None
+    precisions: tuple[Precision, ...] = ("fp32",)
+    opset: int | None = None
+    standalone: bool = False
+    atol: float | None = None
+    rtol: float | None = None
+    trust_pickle: bool = False
+    force: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export made.
+
+    Attributes:
+        bundle: the folder the bundle is in; with dry_run, where it would have been.
+        published: whether the bundle is there now (False with dry_run).
+        manifest: what the bundle's manifest.json says.
+        task_size_bytes: for each task, what its task graph takes alone: the graph file and the weights it
+            reads.
+        notes: what a person should know: unused parameters, prefixes removed, tensors widened.
+        step_seconds: wall time of each step, in order.
+    """
+
+    bundle: Path
+    published: bool
+    manifest: Manifest
+    task_size_bytes: dict[str, int]
+    notes: tuple[str, ...]
+    step_seconds: tuple[tuple[str, float], ...]

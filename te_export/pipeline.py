@@ -1,0 +1,173 @@
+"""The whole export on one screen. Each stage is a function from dataclass to dataclass; read on in the
+modules they come from.
+
+    checkpoint → model → capture → partition → structure → references → staged files → parity → manifest →
+    published bundle
+
+Parity is checked on the staged files themselves, opened the way te_runtime opens them, after the torch
+model has been let go: what was verified is what is shipped, and memory never holds both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+
+from te_export.bundle.golden import GOLDEN_NAME, golden_file
+from te_export.bundle.manifest_writer import build_manifest, build_variant, model_info
+from te_export.bundle.staging import StagedBundle, check_target, leftovers
+from te_export.bundle.variant_writer import write_variant
+from te_export.capture.opset import choose_opset
+from te_export.capture.torch_capture import capture
+from te_export.checkpoint import read_checkpoint
+from te_export.models.exportable import ExportableModel
+from te_export.models.task_expert_checkpoint import load_task_expert
+from te_export.options import ExportOptions, ExportResult
+from te_export.partition import partition
+from te_export.progress import Progress, SilentProgress, Steps
+from te_export.report.markdown import REPORT_NAME, render_report
+from te_export.verify.parity import StagedGraphs, verify_graphs
+from te_export.verify.probe_rows import make_probe_rows
+from te_export.verify.references import References, evaluate_references, utilization
+from te_export.verify.structure import check_structure
+from te_export.verify.tolerance import Tolerance
+from te_runtime.manifest import MANIFEST_NAME, Golden, Manifest, ModelInfo, TaskParity, serialize_manifest
+
+__all__ = ["default_output", "export"]
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What is kept once the graphs are staged: files, figures and reference outputs, but no torch model and
+    no weights.
+    """
+
+    info: ModelInfo
+    notes: tuple[str, ...]
+    task_size_bytes: dict[str, int]
+    graphs: StagedGraphs
+    references: References
+
+
+def default_output(checkpoint: Path) -> Path:
+    """`<checkpoint stem>-onnx` beside the checkpoint."""
+    return checkpoint.with_name(f"{checkpoint.stem}-onnx")
+
+
+def export(
+    checkpoint: str | Path,
+    output: str | Path | None = None,
+    options: ExportOptions | None = None,
+    progress: Progress | None = None,
+) -> ExportResult:
+    """Turn a checkpoint into a verified bundle.
+
+    Args:
+        checkpoint: a .pt, .pth or .safetensors file.
+        output: the folder to make; None for `<checkpoint stem>-onnx` beside the checkpoint.
+        options: what to export and how; None for the defaults.
+        progress: told of each step; None for silence.
+
+    Returns:
+        Where the bundle is, and what its manifest says.
+
+    Raises:
+        UsageError: an option does not fit the checkpoint.
+        CheckpointError: the checkpoint cannot be read or exported.
+        OutputError: the bundle cannot be written there.
+        GateError: a graph could not be captured, lost a part of the model, or is not exact enough. Nothing
+            is published.
+    """
+    options = options or ExportOptions()
+    source = Path(checkpoint)
+    target = Path(output) if output is not None else default_output(source)
+    steps = Steps(progress or SilentProgress())
+    check_target(target, force=options.force)
+    opset = choose_opset(options.opset)
+    notes = [
+        f"{path} was left by an export that was killed; it is safe to remove" for path in leftovers(target)
+    ]
+    with StagedBundle(target, force=options.force) as staged:
+        written = _write_graphs(source, options, opset, staged, steps)
+        gc.collect()  # torch's graphs hold the weights in reference cycles
+        with steps.step("verify") as step:
+            parity = verify_graphs(written.graphs, written.references, Tolerance(options.atol, options.rtol))
+            step.detail = (
+                f"{len(written.references.rows)} rows through every graph at batch sizes 1, 2, 7 and 64"
+            )
+        with steps.step("publish") as step:
+            manifest = _write_manifest(staged, written, parity, opset)
+            if not options.dry_run:
+                staged.publish()
+            step.detail = "nothing (dry run)" if options.dry_run else str(target)
+    return ExportResult(
+        bundle=target,
+        published=not options.dry_run,
+        manifest=manifest,
+        task_size_bytes=written.task_size_bytes,
+        notes=(*notes, *written.notes),
+        step_seconds=steps.seconds,
+    )
+
+
+def _write_graphs(
+    source: Path, options: ExportOptions, opset: int, staged: StagedBundle, steps: Steps
+) -> _Written:
+    with steps.step("read") as step:
+        model, sha256 = _load(source, options)
+        step.detail = f"{model.family}: {model.num_experts} experts, {len(model.tasks)} tasks"
+    with steps.step("capture") as step:
+        captured = capture(model, opset)
+        step.detail = f"one graph of {len(captured.model.graph)} nodes, opset {opset}"
+    with steps.step("partition") as step:
+        graphs = partition(captured)
+        check_structure(graphs, model)
+        step.detail = (
+            f"{2 + 2 * len(graphs.tasks)} graphs (joint, trunk, task, tail), gates and fusion intact in each"
+        )
+    with steps.step("reference") as step:
+        references = evaluate_references(model, make_probe_rows(model))
+        step.detail = f"{len(references.rows)} rows through torch in float64 and float32"
+    with steps.step("write") as step:
+        files = write_variant(staged, graphs, folder="fp32", standalone=options.standalone)
+        step.detail = (
+            f"{len(staged.files)} files, {sum(entry.size_bytes for entry in staged.files) / 1e6:.1f} MB"
+        )
+    sizes = {entry.path: entry.size_bytes for entry in staged.files}
+    return _Written(
+        info=model_info(model, sha256),
+        notes=model.notes,
+        task_size_bytes={
+            task.name: sizes[written.graph.path]
+            + model.bytes_of(model.trunk_parameters | task.tail_parameters)
+            for task, written in zip(model.tasks, files.tasks, strict=True)
+        },
+        graphs=files,
+        references=references,
+    )
+
+
+def _write_manifest(
+    staged: StagedBundle, written: _Written, parity: tuple[TaskParity, ...], opset: int
+) -> Manifest:
+    golden, groups = golden_file(written.references, written.graphs.joint.inputs[0].name)
+    staged.write(GOLDEN_NAME, [golden])
+    manifest = build_manifest(
+        written.info,
+        opset=opset,
+        variants=[build_variant("fp32", written.graphs, parity)],
+        golden=Golden(path=GOLDEN_NAME, groups=groups),
+        utilization=utilization(written.references),
+        files=staged.files,
+    )
+    staged.write(REPORT_NAME, [render_report(manifest, written.notes).encode("utf-8")])
+    manifest = dataclasses.replace(manifest, files=staged.files)
+    staged.write(MANIFEST_NAME, [serialize_manifest(manifest)])
+    return manifest
+
+
+def _load(source: Path, options: ExportOptions) -> tuple[ExportableModel, str]:
+    checkpoint = read_checkpoint(source, trust_pickle=options.trust_pickle)
+    return load_task_expert(checkpoint, task_names=options.task_names, tasks=options.tasks), checkpoint.sha256

@@ -1,0 +1,36 @@
+"""What --json prints of an export."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from te_export.options import ExportResult
+
+__all__ = ["result_object"]
+
+
+def result_object(result: ExportResult) -> dict[str, object]:
+    """One JSON-ready object: where the bundle is, figures per task, and the whole manifest."""
+    manifest = dataclasses.asdict(result.manifest)
+    return {
+        "status": "dry-run" if not result.published else "ok",
+        "exit_code": 0,
+        "bundle": str(result.bundle),
+        "published": result.published,
+        "tasks": [
+            {
+                "name": task.name,
+                "output_shape": list(task.prediction.shape),
+                "max_abs_error": parity.prediction.max_abs_error,
+                "torch_max_abs_error": parity.prediction.torch_max_abs_error,
+                "ratio": parity.prediction.ratio,
+                "argmax_agreement": parity.prediction.argmax_agreement,
+                "size_bytes": result.task_size_bytes[task.name],
+            }
+            for task, parity in zip(result.manifest.tasks, result.manifest.variants[0].parity, strict=True)
+        ],
+        "size_bytes": sum(entry.size_bytes for entry in result.manifest.files),
+        "notes": list(result.notes),
+        "step_seconds": dict(result.step_seconds),
+        "manifest": manifest,
+    }

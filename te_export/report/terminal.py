@@ -1,0 +1,70 @@
+"""What a person sees at the end of an export: one table, what to know, and the next command."""
+
+from __future__ import annotations
+
+import io
+import shlex
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from te_export.options import ExportResult
+from te_runtime.manifest import TaskParity
+
+__all__ = ["result_lines"]
+
+_NARROWEST = 72
+
+
+def result_lines(result: ExportResult, *, verbose: bool) -> Iterator[str]:
+    """The lines to print, for a terminal or a pipe alike."""
+    yield ""
+    yield from _table(result)
+    total = sum(entry.size_bytes for entry in result.manifest.files)
+    apart = sum(result.task_size_bytes.values())
+    count = len(result.task_size_bytes)
+    yield f"{count} tasks in {_megabytes(total)}; exported apart they would take {_megabytes(apart)}."
+    yield "max error: of the prediction against the float64 oracle, over every graph and row."
+    yield "vs torch: the error over torch float32's own, in the group of rows where that is worst."
+    if verbose:
+        producer = result.manifest.producer
+        yield f"opset {producer.opset}, onnxruntime {producer.onnxruntime}, torch {producer.torch}"
+    for note in result.notes:
+        yield f"note: {note}"
+    yield ""
+    if not result.published:
+        yield f"Dry run: every check passed and nothing was written. Without --dry-run: {result.bundle}"
+        return
+    yield f"Bundle: {result.bundle}"
+    yield f"Next:   te-runtime verify {shlex.quote(str(result.bundle))}"
+
+
+def _table(result: ExportResult) -> list[str]:
+    table = Table(box=None, pad_edge=False, header_style="", padding=(0, 2, 0, 0))
+    table.add_column("task", overflow="fold")
+    table.add_column("output", no_wrap=True)
+    for heading in ("max error", "vs torch", "size alone"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for task, parity in zip(result.manifest.tasks, result.manifest.variants[0].parity, strict=True):
+        ratio = _worst_ratio(parity)
+        table.add_row(
+            task.name,
+            "(" + ", ".join(str(axis) for axis in task.prediction.shape) + ")",
+            f"{parity.prediction.max_abs_error:.1e}",
+            "-" if ratio is None else f"{ratio:.2f}x",
+            _megabytes(result.task_size_bytes[task.name]),
+        )
+    buffer = io.StringIO()
+    width = max(_NARROWEST, Console().width)
+    Console(file=buffer, width=width, no_color=True, highlight=False, markup=False).print(table)
+    return [line.rstrip() for line in buffer.getvalue().splitlines()]
+
+
+def _worst_ratio(parity: TaskParity) -> float | None:
+    outputs = [parity.prediction, *([parity.routing_weights] if parity.routing_weights else [])]
+    return max((output.ratio for output in outputs if output.ratio is not None), default=None)
+
+
+def _megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e5 else f"{size_bytes / 1e3:.1f} kB"

@@ -1,0 +1,41 @@
+"""Fixtures of the runtime's tests. `tiny` is the builder module; `bundle` is a fresh copy of one bundle."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModuleType:
+    """tests/runtime/tiny_bundle.py as a module, however pytest imports tests."""
+    name = "te_runtime_tiny_bundle"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("tiny_bundle.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def pristine(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that no test changes."""
+    root = tmp_path_factory.mktemp("pristine") / "tiny-onnx"
+    tiny.write_tiny_bundle(root)
+    return root
+
+
+@pytest.fixture
+def bundle(pristine: Path, tmp_path: Path) -> Path:
+    """A bundle of the test's own."""
+    root = tmp_path / "tiny-onnx"
+    shutil.copytree(pristine, root)
+    return root
