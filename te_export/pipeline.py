@@ -33,6 +33,7 @@ from te_export.verify.probe_rows import make_probe_rows
 from te_export.verify.references import References, evaluate_references, utilization
 from te_export.verify.structure import check_structure
 from te_export.verify.tolerance import Tolerance
+from te_export.verify.torch_threads import reference_threads
 from te_runtime.manifest import MANIFEST_NAME, Golden, Manifest, ModelInfo, TaskParity, serialize_manifest
 
 __all__ = ["default_output", "export"]
@@ -127,7 +128,7 @@ def _write_graphs(
         step.detail = (
             f"{2 + 2 * len(graphs.tasks)} graphs (joint, trunk, task, tail), gates and fusion intact in each"
         )
-    with steps.step("reference") as step:
+    with steps.step("reference") as step, reference_threads(model.parameter_bytes):
         references = evaluate_references(model, make_probe_rows(model))
         step.detail = f"{len(references.rows)} rows through torch in float64 and float32"
     with steps.step("write") as step:

@@ -145,8 +145,7 @@ def run_text(predictions: Mapping[str, Prediction], output: Path) -> Iterator[st
         weights = prediction.routing_weights
         routing = f", routing weights {shown_shape(weights.shape)}" if weights is not None else ""
         yield f"{task}: prediction {shown_shape(prediction.output.shape)}{routing}"
-        values = prediction.output.reshape(len(prediction.output), -1)[:MAX_ROWS_SHOWN].tolist()
-        for number, row in enumerate(values):
+        for number, row in enumerate(entry.ravel().tolist() for entry in prediction.output[:MAX_ROWS_SHOWN]):
             shown = "  ".join(f"{value:.4g}" for value in row[:MAX_VALUES_SHOWN])
             more = f"  … {len(row) - MAX_VALUES_SHOWN} more" if len(row) > MAX_VALUES_SHOWN else ""
             yield f"  row {number}: {shown}{more}"

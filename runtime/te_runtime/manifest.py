@@ -342,8 +342,15 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
 
 
 def serialize_manifest(manifest: Manifest) -> bytes:
-    """The bytes of manifest.json for `manifest`; parse_manifest gives the same manifest back."""
-    return encode(manifest).encode("ascii")
+    """The bytes of manifest.json for `manifest`; parse_manifest gives the same manifest back.
+
+    Raises:
+        BundleError: it would not, because a name holds a character that cannot be printed or an integer
+            passes 64 bits.
+    """
+    data = encode(manifest).encode("ascii")
+    parse_manifest(data, MANIFEST_NAME)
+    return data
 
 
 def _check_format(text: str, where: str) -> None:

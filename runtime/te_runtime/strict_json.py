@@ -1,9 +1,9 @@
 """JSON to frozen dataclasses and back, refusing whatever the dataclass does not name.
 
 The decoder is driven by the type annotations: str, int, float, bool, Literal, None, X | None, tuple[X, ...],
-dict[str, X] and nested dataclasses. Unknown keys, missing keys, repeated keys, NaN, infinities, characters
-that cannot be printed, and values of another type are refused with the path of the offending value, for
-example `variants[0].joint.path`.
+dict[str, X] and nested dataclasses. Unknown keys, missing keys, repeated keys, NaN, infinities, integers
+beyond 64 bits, characters that cannot be printed, and values of another type are refused with the path of the
+offending value, for example `variants[0].joint.path`.
 """
 
 from __future__ import annotations
@@ -107,6 +107,8 @@ def _scalar(data: object, annotation: Any, where: str) -> object:
     if isinstance(data, str) and not data.isprintable():
         # A control character would reach terminals, and a lone surrogate could not be written at all.
         raise StrictJsonError(f"{where}: {data!r:.80} holds a character that cannot be printed")
+    if type(data) is int and annotation is int and not -(2**63) <= data < 2**63:
+        raise StrictJsonError(f"{where}: expected an integer that 64 bits can hold")
     if annotation in (str, int, bool) and type(data) is annotation:
         return data
     if annotation is type(None) and data is None:

@@ -16,6 +16,7 @@ import torch
 from te_export.checkpoint.contents import ConfigValue
 from te_export.checkpoint.find_config import find_config, find_task_names
 from te_export.checkpoint.shown import shown
+from te_export.checkpoint.sound_state import require_sound_state
 from te_export.checkpoint.values import (
     Module,
     ModuleContents,
@@ -185,6 +186,7 @@ def _load(raw: Mapping[str, object], open_value: OpenValue) -> dict[str, torch.T
                 raise CheckpointError(f"parameter {shown(key)}: {error}") from error
     if not state:
         raise CheckpointError("the model has no parameters, expected some; was it saved before it was built?")
+    require_sound_state(state)
     return state
 
 

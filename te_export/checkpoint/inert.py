@@ -1,5 +1,4 @@
-"""What an inert pickle is made of: names of classes and functions, and objects that were described, not "
-"made."""
+"""What an inert pickle is made of: names of classes and functions, and objects described but not made."""
 
 from __future__ import annotations
 

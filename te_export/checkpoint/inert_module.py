@@ -9,6 +9,7 @@ from te_export.checkpoint.inert import Inert
 from te_export.checkpoint.mappings import as_mapping
 from te_export.checkpoint.shown import shown
 from te_export.checkpoint.values import ModuleContents
+from te_export.checkpoint.work_limit import WorkLimit
 from te_export.errors import CheckpointError
 
 __all__ = ["is_module", "read_module"]
@@ -26,7 +27,7 @@ def is_module(value: object) -> bool:
     return "_parameters" in fields and "_modules" in fields
 
 
-def read_module(record: Inert) -> ModuleContents:
+def read_module(record: Inert, limit: WorkLimit) -> ModuleContents:
     """Collect what the module's state_dict() would hold, in its order, and the class of every submodule.
 
     Raises:
@@ -35,7 +36,7 @@ def read_module(record: Inert) -> ModuleContents:
     inner = record
     notes: list[str] = []
     while _class_name(inner) in _WRAPPERS and len(notes) < _MAX_DEPTH:
-        child = (as_mapping(_fields(inner).get("_modules")) or {}).get("module")
+        child = (as_mapping(_fields(inner).get("_modules"), limit) or {}).get("module")
         if not isinstance(child, Inert) or not is_module(child):
             break
         notes.append(f"the model was taken out of a {_class_name(inner)}")
@@ -43,19 +44,21 @@ def read_module(record: Inert) -> ModuleContents:
     state: dict[str, object] = {}
     layer_types: dict[str, str] = {}
     hooked: list[str] = []
-    for path, module in _submodules(inner):
+    for path, module in _submodules(inner, limit):
         layer_types[path] = _class_name(module)
         prefix = f"{path}." if path else ""
-        state.update((prefix + name, value) for name, value in _own_state(module))
-        if any(as_mapping(_fields(module).get(hooks)) for hooks in _HOOKS):
+        state.update((prefix + name, value) for name, value in _own_state(module, limit))
+        if any(as_mapping(_fields(module).get(hooks), limit) for hooks in _HOOKS):
             hooked.append(path or _class_name(module))
     if hooked:
         notes.append(f"forward hooks were ignored ({', '.join(shown(path) for path in hooked[:5])})")
-    attributes = {name: value for name, value in _fields(inner).items() if not name.startswith("_")}
+    attributes = {
+        name: value for name, value in _fields(inner).items() if isinstance(name, str) and name[:1] != "_"
+    }
     return ModuleContents(_class_name(inner), state, layer_types, attributes, tuple(notes))
 
 
-def _submodules(root: Inert) -> Iterator[tuple[str, Inert]]:
+def _submodules(root: Inert, limit: WorkLimit) -> Iterator[tuple[str, Inert]]:
     """Yield path and record of the module and all below it, parents first, as torch orders them."""
     waiting: list[tuple[str, int, Inert]] = [("", 0, root)]
     for _ in range(_MAX_MODULES):
@@ -63,7 +66,8 @@ def _submodules(root: Inert) -> Iterator[tuple[str, Inert]]:
             return
         path, depth, module = waiting.pop()
         yield path, module
-        children = as_mapping(_fields(module).get("_modules")) or {}
+        children = as_mapping(_fields(module).get("_modules"), limit) or {}
+        limit.spend(len(children))
         for name, child in reversed(list(children.items())):
             if child is None:  # a submodule that was set to None
                 continue
@@ -84,24 +88,29 @@ def _submodules(root: Inert) -> Iterator[tuple[str, Inert]]:
     )
 
 
-def _own_state(module: Inert) -> Iterator[tuple[str, object]]:
+def _own_state(module: Inert, limit: WorkLimit) -> Iterator[tuple[str, object]]:
     fields = _fields(module)
-    skipped = _names_in_set(fields.get("_non_persistent_buffers_set"))
+    skipped = _names_in_set(fields.get("_non_persistent_buffers_set"), limit)
     for kind in ("_parameters", "_buffers"):
-        for name, value in (as_mapping(fields.get(kind)) or {}).items():
-            if isinstance(name, str) and value is not None and not (kind == "_buffers" and name in skipped):
+        own = as_mapping(fields.get(kind), limit) or {}
+        limit.spend(len(own))
+        for name, value in own.items():
+            if not isinstance(name, str) or len(name) > _MAX_PATH_CHARACTERS:
+                raise CheckpointError(f"a module has a parameter named {shown(name)}; the file is damaged")
+            if value is not None and not (kind == "_buffers" and name in skipped):
                 yield name, value
 
 
-def _names_in_set(value: object) -> frozenset[str]:
+def _names_in_set(value: object, limit: WorkLimit) -> frozenset[str]:
     """The texts in a set, or in the record `set([…])` that protocols before 4 make of one."""
     if isinstance(value, Inert) and value.arguments:
         value = value.arguments[0]
     members = value if isinstance(value, set | frozenset | list) else ()
+    limit.spend(len(members))
     return frozenset(member for member in members if isinstance(member, str))
 
 
-def _fields(value: object) -> Mapping[str, object]:
+def _fields(value: object) -> Mapping[object, object]:
     if not isinstance(value, Inert) or not isinstance(value.state, dict):
         return {}
     return value.state

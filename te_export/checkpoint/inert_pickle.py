@@ -74,9 +74,11 @@ class _DamagedError(Exception):
 
 
 _PYTHON_2_MODULES: Final = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+_PYTHON_2_BUILTINS: Final = {"long": "int", "unicode": "str", "xrange": "range"}
 _KEY_TYPES: Final = (str, int, float, bytes, type(None), Name, Inert)
 _MAX_PLAIN_KEY_BITS: Final = 63
 _MAX_WEAK_KEYS: Final = 2000
+_MAX_KEY_PARTS: Final = 16
 
 
 def _hash_is_weak(key: object) -> bool:
@@ -98,23 +100,21 @@ class _Machine:
         self._weak_keys = 0
 
     def step(self, name: str, argument: Argument) -> None:
-        if name in _LITERALS:
-            self._stack.append(argument)
-        elif name in _MEMO_GETS:
-            if not isinstance(argument, int) or argument not in self._memo:
-                raise _DamagedError(f"asks for memo {argument!r}, which was not stored")
-            self._stack.append(self._memo[argument])
-        elif name in _MEMO_PUTS:
-            index = argument if isinstance(argument, int) else len(self._memo)
-            self._memo[index] = self.top()
-        elif name in _CONSTANTS:
-            self._stack.append(_CONSTANTS[name]())
-        elif (action := _ACTIONS.get(name)) is not None:
-            action(self)
-        elif (action_on := _ACTIONS_WITH_ARGUMENT.get(name)) is not None:
-            action_on(self, argument)
-        else:
+        act = _ACTIONS.get(name)
+        if act is None:
             raise _DamagedError("is not used in checkpoints")
+        act(self, argument)
+
+    def push(self, value: object) -> None:
+        self._stack.append(value)
+
+    def get_memo(self, index: Argument) -> None:
+        if not isinstance(index, int) or index not in self._memo:
+            raise _DamagedError(f"asks for memo {index!r}, which was not stored")
+        self._stack.append(self._memo[index])
+
+    def put_memo(self, index: Argument) -> None:
+        self._memo[index if isinstance(index, int) else len(self._memo)] = self.top()
 
     # The stack
 
@@ -145,38 +145,23 @@ class _Machine:
         else:
             self.pop()
 
-    def duplicate(self) -> None:
-        self._stack.append(self.top())
-
     # Builtin containers
 
     def tuple_of(self, count: int) -> None:
         values = [self.pop() for _ in range(count)]
-        self._stack.append(tuple(reversed(values)))
-
-    def tuple_to_mark(self) -> None:
-        self._stack.append(tuple(self.pop_to_mark()))
-
-    def list_to_mark(self) -> None:
-        self._stack.append(self.pop_to_mark())
+        self._stack.append(tuple(values[::-1]))
 
     def dict_to_mark(self) -> None:
         values = self.pop_to_mark()
         self._stack.append({})
-        self._set_pairs(values)
+        self.set_pairs(values)
 
     def frozenset_to_mark(self) -> None:
         values = self.pop_to_mark()
         self._require_keys(values)
         self._stack.append(frozenset(values))
 
-    def append(self) -> None:
-        self._extend([self.pop()])
-
-    def append_to_mark(self) -> None:
-        self._extend(self.pop_to_mark())
-
-    def _extend(self, values: list[object]) -> None:
+    def extend(self, values: list[object]) -> None:
         target = self.top()
         if isinstance(target, list):
             target.extend(values)
@@ -198,12 +183,9 @@ class _Machine:
 
     def set_item(self) -> None:
         value, key = self.pop(), self.pop()
-        self._set_pairs([key, value])
+        self.set_pairs([key, value])
 
-    def set_to_mark(self) -> None:
-        self._set_pairs(self.pop_to_mark())
-
-    def _set_pairs(self, values: list[object]) -> None:
+    def set_pairs(self, values: list[object]) -> None:
         if len(values) % 2:
             raise _DamagedError("has a key without a value")
         pairs = list(zip(values[::2], values[1::2], strict=True))
@@ -217,9 +199,10 @@ class _Machine:
             raise _DamagedError(f"sets items of a {type(target).__name__}, expected a dict")
 
     def _require_keys(self, keys: list[object]) -> None:
-        """Refuse keys whose hashing recurses or takes exponential time (nested tuples), or that may "
-        "collide."""
+        """Refuse keys whose hashing recurses or takes long (nested or long tuples), or that may all collide."""
         for key in keys:
+            if isinstance(key, tuple) and len(key) > _MAX_KEY_PARTS:
+                raise _DamagedError(f"uses a tuple of {len(key)} in a key, expected at most {_MAX_KEY_PARTS}")
             for part in key if isinstance(key, tuple) else (key,):
                 if not isinstance(part, _KEY_TYPES):
                     raise _DamagedError(
@@ -234,6 +217,8 @@ class _Machine:
     def name(self, module: object, qualname: object) -> Name:
         if not isinstance(module, str) or not isinstance(qualname, str):
             raise _DamagedError("names a class by something that is not text")
+        if module == "__builtin__":
+            qualname = _PYTHON_2_BUILTINS.get(qualname, qualname)
         name = Name(_PYTHON_2_MODULES.get(module, module), qualname)
         self.names[name] = None
         return name
@@ -289,55 +274,50 @@ class _Machine:
         """PROTO and FRAME tell a reader how to read, not what."""
 
 
-_LITERALS: Final = frozenset(
-    {
-        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-        *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
-        *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
-    }
+_Act = Callable[[_Machine, Argument], None]
+
+_LITERALS: Final = (
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
 )
-_MEMO_GETS: Final = frozenset({"GET", "BINGET", "LONG_BINGET"})
-_MEMO_PUTS: Final = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
-_CONSTANTS: Final[Mapping[str, Callable[[], object]]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_DICT": dict,
-    "EMPTY_SET": set,
-}
-_ACTIONS: Final[Mapping[str, Callable[[_Machine], None]]] = {
-    "MARK": _Machine.mark,
-    "POP": _Machine.pop_value_or_mark,
-    "POP_MARK": lambda machine: machine.pop_to_mark().clear(),
-    "DUP": _Machine.duplicate,
-    "TUPLE": _Machine.tuple_to_mark,
-    "TUPLE1": lambda machine: machine.tuple_of(1),
-    "TUPLE2": lambda machine: machine.tuple_of(2),
-    "TUPLE3": lambda machine: machine.tuple_of(3),
-    "LIST": _Machine.list_to_mark,
-    "DICT": _Machine.dict_to_mark,
-    "FROZENSET": _Machine.frozenset_to_mark,
-    "APPEND": _Machine.append,
-    "APPENDS": _Machine.append_to_mark,
-    "ADDITEMS": _Machine.add_to_mark,
-    "SETITEM": _Machine.set_item,
-    "SETITEMS": _Machine.set_to_mark,
-    "STACK_GLOBAL": _Machine.global_on_stack,
-    "OBJ": _Machine.instance_to_mark,
-    "REDUCE": _Machine.call,
-    "NEWOBJ": _Machine.call,
-    "NEWOBJ_EX": _Machine.call_with_keywords,
-    "BUILD": _Machine.build,
-    "BINPERSID": _Machine.persistent_id,
-}
-_ACTIONS_WITH_ARGUMENT: Final[Mapping[str, Callable[[_Machine, Argument], None]]] = {
+# What is not here (PERSID, the out-of-band buffers) is refused.
+_ACTIONS: Final[Mapping[str, _Act]] = {
+    **dict.fromkeys(_LITERALS, _Machine.push),
+    "NONE": lambda machine, _: machine.push(None),
+    "NEWTRUE": lambda machine, _: machine.push(True),
+    "NEWFALSE": lambda machine, _: machine.push(False),
+    "EMPTY_LIST": lambda machine, _: machine.push([]),
+    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
+    "EMPTY_DICT": lambda machine, _: machine.push({}),
+    "EMPTY_SET": lambda machine, _: machine.push(set()),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get_memo),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine.put_memo),
+    "MARK": lambda machine, _: machine.mark(),
+    "POP": lambda machine, _: machine.pop_value_or_mark(),
+    "POP_MARK": lambda machine, _: machine.pop_to_mark().clear(),
+    "DUP": lambda machine, _: machine.push(machine.top()),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_to_mark())),
+    "TUPLE1": lambda machine, _: machine.tuple_of(1),
+    "TUPLE2": lambda machine, _: machine.tuple_of(2),
+    "TUPLE3": lambda machine, _: machine.tuple_of(3),
+    "LIST": lambda machine, _: machine.push(machine.pop_to_mark()),
+    "DICT": lambda machine, _: machine.dict_to_mark(),
+    "FROZENSET": lambda machine, _: machine.frozenset_to_mark(),
+    "APPEND": lambda machine, _: machine.extend([machine.pop()]),
+    "APPENDS": lambda machine, _: machine.extend(machine.pop_to_mark()),
+    "ADDITEMS": lambda machine, _: machine.add_to_mark(),
+    "SETITEM": lambda machine, _: machine.set_item(),
+    "SETITEMS": lambda machine, _: machine.set_pairs(machine.pop_to_mark()),
     "GLOBAL": _Machine.global_in_argument,
+    "STACK_GLOBAL": lambda machine, _: machine.global_on_stack(),
+    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), _Machine.extension),
     "INST": _Machine.instance_in_argument,
-    "EXT1": _Machine.extension,
-    "EXT2": _Machine.extension,
-    "EXT4": _Machine.extension,
-    "PROTO": _Machine.ignore,
-    "FRAME": _Machine.ignore,
+    "OBJ": lambda machine, _: machine.instance_to_mark(),
+    "REDUCE": lambda machine, _: machine.call(),
+    "NEWOBJ": lambda machine, _: machine.call(),
+    "NEWOBJ_EX": lambda machine, _: machine.call_with_keywords(),
+    "BUILD": lambda machine, _: machine.build(),
+    "BINPERSID": lambda machine, _: machine.persistent_id(),
+    **dict.fromkeys(("PROTO", "FRAME"), _Machine.ignore),
 }

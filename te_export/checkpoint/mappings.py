@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from te_export.checkpoint.inert import Inert, Name
+from te_export.checkpoint.work_limit import WorkLimit
 
 __all__ = ["as_mapping"]
 
@@ -17,7 +18,7 @@ _MAPPING_NAMES: Final = {
 }
 
 
-def as_mapping(value: object) -> Mapping[object, object] | None:
+def as_mapping(value: object, limit: WorkLimit) -> Mapping[object, object] | None:
     """The keys and values of a dict, or of a record of one; None where the value is something else."""
     if isinstance(value, dict):
         return value
@@ -27,6 +28,7 @@ def as_mapping(value: object) -> Mapping[object, object] | None:
     for (
         argument
     ) in value.arguments:  # dict(…) or OrderedDict([[key, value], …]); a defaultdict's factory is neither
+        limit.spend(len(argument) if isinstance(argument, dict | list) else 0)
         if isinstance(argument, dict):
             mapping.update(argument)
         elif isinstance(argument, list):
@@ -34,5 +36,6 @@ def as_mapping(value: object) -> Mapping[object, object] | None:
             if len(entries) != len(argument) or not all(isinstance(entry[0], str) for entry in entries):
                 return None
             mapping.update((entry[0], entry[1]) for entry in entries)
+    limit.spend(len(value.pairs))
     mapping.update(value.pairs)
     return mapping

@@ -66,7 +66,7 @@ def _missing(error: AttributeError | ImportError) -> str:
             "that saved it?"
         )
     name, module = found.groups()
-    if module == "__main__":
+    if module == "__main__" or module.endswith(".__main__"):  # the latter under python -m
         return (
             f"needs the class {shown(name)} of the script that saved it, which is not running now (it was "
             "pickled from __main__); in that script, save torch.save(model.state_dict(), 'model.pt'), or "

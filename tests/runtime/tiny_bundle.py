@@ -1,6 +1,6 @@
-"""Writes a tiny, real, seeded bundle: a multi-task mixture of experts of a few hundred weights, and its golden rows.
+"""Writes a tiny, real, seeded bundle: a multi-task mixture of experts, and its golden rows.
 
-x (B, 6) → Gemm, Relu → h (B, 5) → stacked experts → experts (B, K, 4) → per task: gate, fusion, head → (B, out).
+x (B, 6) → Gemm, Relu → h (B, 5) → stacked experts → experts (B, K, 4) → per task: gate, fusion, head.
 """
 
 from __future__ import annotations
@@ -226,7 +226,9 @@ class TinyBundle:
         return Manifest(
             format=FORMAT_NAME,
             version=FORMAT_VERSION,
-            model=ModelInfo("tiny", {"experts": k, "gated": self.options.gated}, "0" * 64, len(self.blob), ()),
+            model=ModelInfo(
+                "tiny", {"experts": k, "gated": self.options.gated}, "0" * 64, len(self.blob), ()
+            ),
             producer=Producer("0.1.0", "2.13.0", "1.23.2", "0.7.2", "1.31.1", 17),
             inputs=tuple(self.inputs),
             tasks=self.tasks,
@@ -285,7 +287,9 @@ def edit_graph(root: Path, name: str, edit: Callable[[onnx.ModelProto], object])
     rehash(root)
 
 
-def edit_golden(root: Path, edit: Callable[[dict[str, np.ndarray]], object], *, pickled: bool = False) -> None:
+def edit_golden(
+    root: Path, edit: Callable[[dict[str, np.ndarray]], object], *, pickled: bool = False
+) -> None:
     """Change golden.npz, and keep the manifest's checksums true."""
     path = root / "golden.npz"
     with np.load(path, allow_pickle=False) as archive:
