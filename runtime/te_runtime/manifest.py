@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Literal
 
 from te_runtime.errors import BundleError
@@ -37,14 +38,19 @@ __all__ = [
     "Variant",
     "is_task_name",
     "parse_manifest",
+    "seal_manifest",
     "serialize_manifest",
 ]
 
 FORMAT_NAME = "te-export-bundle"
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-MAX_MANIFEST_BYTES = 64 * 2**20
+MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_FILE_BYTES = 2**46
+_NO_CHECKSUM = "0" * 64
+_CHECKSUM_AT = re.compile(
+    rb'\s*\{\s*"format"\s*:\s*"[^"]*"\s*,\s*"version"\s*:\s*\d+\s*,\s*"checksum"\s*:\s*"([^"]*)"'
+)
 MAX_PATH_LENGTH = 240
 
 DType = Literal["float32", "float16", "float64", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
@@ -268,8 +274,16 @@ class Producer:
 
 @dataclass(frozen=True)
 class Manifest:
+    """The whole of manifest.json.
+
+    Attributes:
+        checksum: sha256 of the file itself with these 64 digits read as zeros, so that no byte of it can
+            change unnoticed. serialize_manifest fills it in.
+    """
+
     format: str
     version: int
+    checksum: str = field(compare=False)
     model: ModelInfo
     producer: Producer
     inputs: tuple[TensorSpec, ...]
@@ -334,23 +348,36 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     except UnicodeDecodeError as error:
         raise BundleError(f"{where}: not UTF-8 text: {error.reason} at byte {error.start}") from error
     _check_format(text, where)
+    advice = "Export the model again, or copy the bundle again whole."
     try:
-        return decode(text, Manifest)
+        manifest = decode(text, Manifest)
     except StrictJsonError as error:
-        advice = "Export the model again, or copy the bundle again whole."
         raise BundleError(f"{where}: {error}. {advice}") from error
+    if seal_manifest(data) != data:
+        raise BundleError(f"{where}: it is not what its checksum {manifest.checksum:.64} says. {advice}")
+    return manifest
 
 
 def serialize_manifest(manifest: Manifest) -> bytes:
-    """The bytes of manifest.json for `manifest`; parse_manifest gives the same manifest back.
+    """The bytes of manifest.json for `manifest`, its checksum filled in; parse_manifest gives it back.
 
     Raises:
         BundleError: it would not, because a name holds a character that cannot be printed or an integer
             passes 64 bits.
     """
-    data = encode(manifest).encode("ascii")
+    data = seal_manifest(encode(replace(manifest, checksum=_NO_CHECKSUM)).encode("ascii"))
     parse_manifest(data, MANIFEST_NAME)
     return data
+
+
+def seal_manifest(data: bytes) -> bytes:
+    """The bytes of a manifest with its checksum, the third value, made true."""
+    found = _CHECKSUM_AT.match(data)
+    if found is None:
+        return data[:0]
+    start, stop = found.span(1)
+    digest = sha256(data[:start] + _NO_CHECKSUM.encode() + data[stop:]).hexdigest()
+    return data[:start] + digest.encode() + data[stop:]
 
 
 def _check_format(text: str, where: str) -> None:

@@ -70,6 +70,7 @@ def build_manifest(
     return Manifest(
         format=FORMAT_NAME,
         version=FORMAT_VERSION,
+        checksum="",  # serialize_manifest fills it in
         model=info,
         producer=Producer(
             te_export=VERSION,

@@ -115,16 +115,16 @@ def _at(source: str, raw: object, open_value: OpenValue, *, is_config_by_key: bo
 def _fields(opened: Table | Record) -> dict[str, object]:
     items: Mapping[str, object] | Mapping[object, object]
     items = opened.items if isinstance(opened, Table) else opened.fields
-    return {key: value for key, value in items.items() if isinstance(key, str)}
+    return {key: value for key, value in items.items() if isinstance(key, str) and key.isprintable()}
 
 
 def _plain(raw: object, open_value: OpenValue) -> tuple[bool, ConfigValue]:
     """Whether the value can stand in a config, and the value."""
     opened = open_value(raw)
     if isinstance(opened, Scalar):
-        return True, opened.value
+        return _is_text_printable(opened.value), opened.value
     if isinstance(opened, SequenceValue) and len(opened.values) <= _MAX_LIST:
-        texts = tuple(each for each in opened.values if isinstance(each, str))
+        texts = tuple(each for each in opened.values if isinstance(each, str) and each.isprintable())
         if len(texts) == len(opened.values):
             return True, texts
         numbers = tuple(
@@ -133,6 +133,10 @@ def _plain(raw: object, open_value: OpenValue) -> tuple[bool, ConfigValue]:
         if len(numbers) == len(opened.values):
             return True, numbers
     return False, None
+
+
+def _is_text_printable(value: bool | int | float | str | None) -> bool:
+    return value.isprintable() if isinstance(value, str) else True
 
 
 def _names(value: ConfigValue) -> tuple[str, ...] | None:

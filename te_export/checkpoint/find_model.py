@@ -49,6 +49,7 @@ STATE_KEYS: Final = (
 _PREFIXES: Final = ("module.", "_orig_mod.", "model.")
 _MAX_NESTING: Final = 4
 _MAX_SHOWN: Final = 5
+_MAX_NAME_CHARACTERS: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def find_model(root: object, open_value: OpenValue) -> FoundModel:
     place = _locate(root, open_value)
     notes = list(place.notes)
     module = place.module
-    state, removed = _without_prefixes(_load(_require_text_keys(place.state), open_value))
+    state, removed = _without_prefixes(_load(_require_names(place.state), open_value))
     layer_types = _paths_below(module.layer_types, removed) if module else {}
     if removed:
         notes.append(f"prefix {removed!r} was removed from every parameter name")
@@ -154,14 +155,21 @@ def _nothing_found(value: Value, open_value: OpenValue, *, inside: bool) -> str:
     )
 
 
-def _require_text_keys(items: Mapping[object, object] | Mapping[str, object]) -> dict[str, object]:
-    bad = [key for key in items if not isinstance(key, str)]
+def _require_names(items: Mapping[object, object] | Mapping[str, object]) -> dict[str, object]:
+    named = {key: value for key, value in items.items() if isinstance(key, str) and _is_name(key)}
+    bad = [key for key in items if key not in named]
     if bad:
         listed = ", ".join(shown(key) for key in bad[:_MAX_SHOWN])
         raise CheckpointError(
-            f"the state dict has {len(bad)} keys that are not text ({listed}), expected names"
+            f"the state dict has {len(bad)} keys that are no parameter names ({listed}), expected printable "
+            f"text of at most {_MAX_NAME_CHARACTERS} characters"
         )
-    return {key: value for key, value in items.items() if isinstance(key, str) and key != "_metadata"}
+    named.pop("_metadata", None)
+    return named
+
+
+def _is_name(key: str) -> bool:
+    return len(key) <= _MAX_NAME_CHARACTERS and key.isprintable()
 
 
 def _load(raw: Mapping[str, object], open_value: OpenValue) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ from te_export.errors import UntrustedPickleError
 __all__ = ["MODEL_CLASS_NAMES", "is_known", "require_known_names"]
 
 _MAX_NAMES_SHOWN: Final = 10
+_MAX_NAME_CHARACTERS: Final = 200
 
 MODEL_CLASS_NAMES: Final = frozenset(
     {
@@ -109,6 +110,8 @@ _BY_MODULE: Final[Mapping[str, frozenset[str]]] = {
 
 def is_known(name: Name) -> bool:
     """Whether the name is understood, or can be left alone."""
+    if len(name.qualname) > _MAX_NAME_CHARACTERS:
+        return False
     if name.qualname.rpartition(".")[2] in MODEL_CLASS_NAMES:
         return True
     if name.qualname in _BY_MODULE.get(name.module, ()):

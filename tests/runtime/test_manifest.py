@@ -11,7 +11,7 @@ import pytest
 
 from te_runtime.errors import BundleError
 from te_runtime.interfaces import check_interfaces, variant_graphs
-from te_runtime.manifest import is_task_name, parse_manifest, serialize_manifest
+from te_runtime.manifest import is_task_name, parse_manifest, seal_manifest, serialize_manifest
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_names_a_task_may_not_have(name: str) -> None:
 def edited(data: bytes, edit: Callable[[dict[str, Any]], object]) -> bytes:
     manifest = json.loads(data)
     edit(manifest)
-    return json.dumps(manifest).encode()
+    return seal_manifest(json.dumps(manifest).encode())
 
 
 EDITS: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [

@@ -34,6 +34,7 @@ from te_runtime.manifest import (
     TaskUtilization,
     TensorSpec,
     Variant,
+    seal_manifest,
     serialize_manifest,
 )
 
@@ -226,6 +227,7 @@ class TinyBundle:
         return Manifest(
             format=FORMAT_NAME,
             version=FORMAT_VERSION,
+            checksum="",
             model=ModelInfo(
                 "tiny", {"experts": k, "gated": self.options.gated}, "0" * 64, len(self.blob), ()
             ),
@@ -269,7 +271,7 @@ def edit_manifest(root: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     path = root / "manifest.json"
     data = json.loads(path.read_text())
     edit(data)
-    path.write_text(json.dumps(data))
+    path.write_bytes(seal_manifest(json.dumps(data).encode()))
 
 
 def rehash(root: Path) -> None:

@@ -81,6 +81,7 @@ def test_a_config_keeps_plain_values_and_flat_lists(save):
         "floats": [0.5],
         "flags": [True],
         "nested": [[1]],
+        "control": "\x1b[2J",
         "table": {"a": 1},
         "numpy": np.float64(1.5),
         "path": pathlib.PurePosixPath("/x"),
@@ -100,7 +101,7 @@ def test_a_config_keeps_plain_values_and_flat_lists(save):
         "empty": (),
     }
     assert found.notes == (
-        "in the config, 'floats', 'flags', 'nested', 'table', 'numpy' and 2 more ignored: neither a plain value nor a "
+        "in the config, 'floats', 'flags', 'nested', 'control', 'table' and 3 more ignored: neither a plain value nor a "
         "list of texts or integers",
     )
 
@@ -150,8 +151,10 @@ def test_shared_submodules_have_both_names(save):
         (3, "holds 3, expected a state dict"),
         (torch.nn.Sequential(), "the model has no parameters"),
         ({**STATE, "epoch": 3}, "other things than tensors: 'epoch' (3)"),
-        ({**STATE, 0: torch.ones(1)}, "1 keys that are not text (0)"),
+        ({**STATE, 0: torch.ones(1)}, "1 keys that are no parameter names (0)"),
         ({**STATE, "inner": {"a": torch.ones(1)}}, "'inner' (a dict)"),
+        ({**STATE, "a\x1b[2J": torch.ones(1)}, "1 keys that are no parameter names ('a\\x1b[2J')"),
+        ({"module." * 1000 + "a": torch.ones(1)}, "no parameter names ('module.module."),
         ({"optimizer_state_dict": {"state": {}}}, "'optimizer_state_dict' (a dict)"),
     ],
 )
