@@ -5,8 +5,10 @@ Imports nothing heavy, so that --help answers at once; torch comes with the firs
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -24,6 +26,8 @@ from te_runtime.errors import TeRuntimeError
 __all__ = ["command", "main"]
 
 _INTERRUPTED = 130
+_BROKEN_PIPE = 141
+_INTERNAL_ERROR = 70
 _PRECISIONS: tuple[Precision, ...] = ("fp32",)
 
 
@@ -62,7 +66,8 @@ class _PrecisionList(_CommaList):
     "te-export",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="\b\nExit codes:\n  0  done\n  1  a check failed (parity, structure); nothing was written\n"
-    "  2  wrong usage or a bad input file; nothing was written\n  3  a package or library is missing",
+    "  2  wrong usage or a bad input file; nothing was written\n  3  a package or library is missing\n"
+    "  130 interrupted",
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR",
@@ -184,8 +189,14 @@ def _run(checkpoint: Path, output: Path | None, options: ExportOptions, progress
         from te_export.pipeline import export
     except ModuleNotFoundError as error:
         raise DependencyError(
-            f"the package {error.name!r} is missing. Install everything with: pip install te-export"
+            f"the package {error.name!r} is missing. Install everything that te-export needs: pip install '.' "
+            "in its source folder"
         ) from error
+    except (ImportError, OSError) as error:
+        raise DependencyError(
+            f"a package that te-export needs is broken: {error}. Install it again: pip install --force-reinstall"
+        ) from error
+    gc.freeze()  # what was imported stays; looking through it again and again costs 5% of an export
     return export(checkpoint, output, options, progress)
 
 
@@ -211,10 +222,14 @@ def main() -> None:
         usage = f"{context.get_usage()}\nTry 'te-export --help' for help.\n" if context is not None else ""
         _fail(error.format_message(), error, error.exit_code, arguments, before=usage)
     except (click.Abort, KeyboardInterrupt) as error:
-        _fail("interrupted; nothing was written", error, _INTERRUPTED, arguments)
+        message = "interrupted; the output folder is as it was, or already holds the whole new bundle"
+        _fail(message, error, _INTERRUPTED, arguments)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        sys.exit(_BROKEN_PIPE)
+    except Exception as error:  # noqa: BLE001 - the outermost frame: whatever is left is a defect of ours
+        message = f"internal error, {type(error).__name__}: {error}. Please report it with what -v prints."
+        _fail(message, error, _INTERNAL_ERROR, arguments)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -224,7 +239,7 @@ def _interrupt(_signum: int, _frame: FrameType | None) -> None:
 
 
 def _fail(message: str, error: BaseException, code: int, arguments: list[str], *, before: str = "") -> None:
-    if "-v" in arguments or "--verbose" in arguments:
+    if any(re.fullmatch(r"--verbose|-[qh]*v[qvh]*", argument) for argument in arguments):
         traceback.print_exception(error)
     if sys.stderr.isatty():
         click.echo("\r\x1b[2K", nl=False, err=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,15 @@ from te_export.verify.references import References, evaluate_references, utiliza
 from te_export.verify.structure import check_structure
 from te_export.verify.tolerance import Tolerance
 from te_export.verify.torch_threads import reference_threads
-from te_runtime.manifest import MANIFEST_NAME, Golden, Manifest, ModelInfo, TaskParity, serialize_manifest
+from te_runtime.manifest import (
+    MANIFEST_NAME,
+    Golden,
+    Manifest,
+    ModelInfo,
+    TaskParity,
+    parse_manifest,
+    serialize_manifest,
+)
 
 __all__ = ["default_output", "export"]
 
@@ -82,19 +91,20 @@ def export(
             is published.
     """
     options = options or ExportOptions()
+    tolerance = Tolerance(options.atol, options.rtol)
     source = Path(checkpoint)
+    if not os.path.isfile(source):  # noqa: PTH113 - unlike Path.is_file, it raises for no name whatever
+        read_checkpoint(source)  # says what is there instead
     target = Path(output) if output is not None else default_output(source)
     steps = Steps(progress or SilentProgress())
     check_target(target, force=options.force)
     opset = choose_opset(options.opset)
-    notes = [
-        f"{path} was left by an export that was killed; it is safe to remove" for path in leftovers(target)
-    ]
+    notes = [f"{path} was left by an export; remove it if none is running" for path in leftovers(target)]
     with StagedBundle(target, force=options.force) as staged:
         written = _write_graphs(source, options, opset, staged, steps)
         gc.collect()  # torch's graphs hold the weights in reference cycles
         with steps.step("verify") as step:
-            parity = verify_graphs(written.graphs, written.references, Tolerance(options.atol, options.rtol))
+            parity = verify_graphs(written.graphs, written.references, tolerance)
             step.detail = (
                 f"{len(written.references.rows)} rows through every graph at batch sizes 1, 2, 7 and 64"
             )
@@ -165,8 +175,9 @@ def _write_manifest(
     )
     staged.write(REPORT_NAME, [render_report(manifest, written.notes).encode("utf-8")])
     manifest = dataclasses.replace(manifest, files=staged.files)
-    staged.write(MANIFEST_NAME, [serialize_manifest(manifest)])
-    return manifest
+    data = serialize_manifest(manifest)
+    staged.write(MANIFEST_NAME, [data])
+    return parse_manifest(data, MANIFEST_NAME)
 
 
 def _load(source: Path, options: ExportOptions) -> tuple[ExportableModel, str]:

@@ -27,7 +27,7 @@ def exchange_folders(new: Path, old: Path) -> None:
     old.rename(aside)
     try:
         new.rename(old)
-    except OSError:
+    except BaseException:
         aside.rename(old)
         raise
     aside.rename(new)

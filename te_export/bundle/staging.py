@@ -8,12 +8,15 @@ target as it was.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import glob
 import hashlib
 import os
 import secrets
 import shutil
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +37,12 @@ def check_target(target: Path, *, force: bool) -> None:
         OutputError: it exists (without `force`), is not a bundle that `force` may replace, or its parent is
             not a writable folder.
     """
+    try:
+        str(target).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise OutputError(
+            f"{str(target)!r}: onnxruntime opens only paths that are valid text. Choose another with -o DIR."
+        ) from error
     parent = target.parent
     if not parent.is_dir():
         raise OutputError(
@@ -55,7 +64,7 @@ def check_target(target: Path, *, force: bool) -> None:
 
 def leftovers(target: Path) -> list[Path]:
     """Hidden siblings that an export which was killed outright left beside the target."""
-    return sorted(target.parent.glob(f".{target.name}.te-export-*"))
+    return sorted(target.parent.glob(f".{glob.escape(target.name)}.te-export-*"))
 
 
 def _check_replaceable(target: Path) -> None:
@@ -107,7 +116,8 @@ class StagedBundle:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if not self._published:
-            shutil.rmtree(self.root, ignore_errors=True)
+            with _signals_held():
+                shutil.rmtree(self.root, ignore_errors=True)
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
@@ -168,6 +178,9 @@ class StagedBundle:
             else:
                 self.root.rename(self._target)
             self._published = True
+        with contextlib.suppress(
+            OSError
+        ):  # some network file systems refuse it; the bundle is there all the same
             _sync_folder(self._target.parent)
 
 
@@ -186,15 +199,24 @@ def _plain_errors(target: Path) -> Iterator[None]:
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Let no interrupt fall between two renames."""
-    if not hasattr(signal, "pthread_sigmask"):
+    """Let no interrupt fall into the body; what came meanwhile is raised after it.
+
+    Python runs signal handlers in the main thread only, so there is nothing to hold elsewhere.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    came: list[int] = []
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    held = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.signal(number, lambda caught, _: came.append(caught)) for number in held}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    for number in came[:1]:
+        signal.raise_signal(number)
 
 
 def _sync_folders(root: Path) -> None:

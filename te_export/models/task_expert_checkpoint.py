@@ -5,6 +5,7 @@ are sound.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from te_export.checkpoint.contents import Checkpoint, ConfigValue
+from te_export.checkpoint.shown import shown
 from te_export.errors import CheckpointError
 from te_export.models.exportable import ExportableModel, TaskOutput
 from te_export.models.task_expert import TaskExpertConfig, TaskExpertModel
@@ -29,6 +31,7 @@ __all__ = ["JointTaskExpert", "load_task_expert"]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CHUNK = 2**24
+_TRAINING_SETTINGS = {"dropout", "learning_rate", "weight_decay"}
 
 
 class JointTaskExpert(nn.Module):
@@ -125,7 +128,9 @@ def _settle_config(checkpoint: Checkpoint, sizes: Sizes) -> tuple[TaskExpertConf
             "Save the checkpoint again with the config it was trained with, or without any config."
         )
     known = {field.name for field in dataclasses.fields(TaskExpertConfig)} | {"task_names"}
-    ignored = sorted(name for name in found if name not in known)
+    settings = _training_settings(found)
+    ignored = sorted(shown(name) for name in found if name not in known)
+    ignored += sorted(set(found) & _TRAINING_SETTINGS - set(settings))
     notes = (
         [f"config keys that do not change the exported graphs were ignored: {', '.join(ignored)}"]
         if ignored
@@ -134,7 +139,7 @@ def _settle_config(checkpoint: Checkpoint, sizes: Sizes) -> tuple[TaskExpertConf
     try:
         config = TaskExpertConfig(
             **dataclasses.asdict(sizes),
-            **_training_settings(found),
+            **settings,
             final_relu=final_relu_of(checkpoint.layer_types, _final_relu_in_config(checkpoint, found)),
         )
     except ValueError as error:
@@ -153,12 +158,14 @@ def _final_relu_in_config(checkpoint: Checkpoint, found: Mapping[str, ConfigValu
 
 
 def _training_settings(found: Mapping[str, ConfigValue]) -> dict[str, Any]:
-    """Settings that no graph depends on; kept for the record where they are numbers."""
-    return {
-        name: float(value)
-        for name in ("dropout", "learning_rate", "weight_decay")
-        if isinstance(value := found.get(name), int | float) and not isinstance(value, bool)
-    }
+    """Settings that no graph depends on; kept for the record where they are numbers that make sense."""
+    settings = {}
+    for name in _TRAINING_SETTINGS:
+        value = found.get(name)
+        largest = 1.0 if name == "dropout" else sys.float_info.max
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value < largest:
+            settings[name] = float(value)
+    return settings
 
 
 def _listed(value: object) -> object:
@@ -177,7 +184,9 @@ def _check_values(state: Mapping[str, Tensor]) -> None:
             bad.append(f"{name}: {nans} NaN and {infs} infinite of {tensor.numel()}")
     if bad:
         raise CheckpointError(
-            f"{len(bad)} tensors hold NaN or infinite values:\n  " + "\n  ".join(bad) + "\n"
+            f"{len(bad)} tensors hold values that are NaN or infinite in float32:\n  "
+            + "\n  ".join(bad)
+            + "\n"
             "The training diverged before this checkpoint was saved; export an earlier one."
         )
 
@@ -185,9 +194,12 @@ def _check_values(state: Mapping[str, Tensor]) -> None:
 def _count_nonfinite(tensor: Tensor) -> tuple[int, int]:
     nans = infs = 0
     for chunk in torch.split(tensor.reshape(-1), _CHUNK):
-        if not bool(torch.isfinite(chunk).all()):
-            nans += int(torch.isnan(chunk).sum())
-            infs += int(torch.isinf(chunk).sum())
+        single = chunk.to(
+            torch.float32
+        )  # what will be exported: a float64 beyond its range is infinite there
+        if not bool(torch.isfinite(single).all()):
+            nans += int(torch.isnan(single).sum())
+            infs += int(torch.isinf(single).sum())
     return nans, infs
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,7 @@ __all__ = [
 
 _INDEXED = re.compile(r"(experts|gating_networks|task_heads)\.(\d{1,6})\.")
 _UNUSED_PREFIX = "feature_fusion."
+_SHOWN_PROBLEMS = 200
 
 # Parameter name with indices removed → axes, each (size it is a multiple of, the multiple). None: not to be
 # inverted.
@@ -93,21 +94,26 @@ def read_sizes(state: Mapping[str, Tensor]) -> Sizes:
     """The sizes that most tensors agree on.
 
     Raises:
-        CheckpointError: no tensor is left that tells some size.
+        CheckpointError: no tensor is left that tells some size; missing and unexpected names are listed.
     """
     votes: dict[str, Counter[int]] = defaultdict(Counter)
     for name, tensor in state.items():
         _vote(votes, name, tensor)
-    counts = {part: _count(state, part) for part in ("experts", "gating_networks", "task_heads")}
-    num_tasks = max(counts["gating_networks"], counts["task_heads"])
-    votes["num_experts"][counts["experts"]] += 1
+    votes["num_experts"][_count(state, "experts")] += 1  # beside two votes of every gate
+    experts = votes["num_experts"].most_common(1)[0][0]
+    tasks = max(_count(state, "gating_networks"), _count(state, "task_heads"))
+    needed = ["input_dim", "backbone_dim", "expert_dim", *(f"out of task {task}" for task in range(tasks))]
+    untold = [size for size in needed if not votes.get(size)]
+    if untold:
+        raise _names_error(state, experts=experts, tasks=tasks, untold=untold)
+    winners = {size: votes[size].most_common(1)[0][0] for size in needed}
     return Sizes(
-        input_dim=_winner(votes, "input_dim"),
-        backbone_dim=_winner(votes, "backbone_dim"),
-        expert_dim=_winner(votes, "expert_dim"),
-        num_experts=counts["experts"],
-        num_tasks=num_tasks,
-        task_output_dims=tuple(_winner(votes, f"out of task {task}") for task in range(num_tasks)),
+        input_dim=winners["input_dim"],
+        backbone_dim=winners["backbone_dim"],
+        expert_dim=winners["expert_dim"],
+        num_experts=experts,
+        num_tasks=tasks,
+        task_output_dims=tuple(winners[f"out of task {task}"] for task in range(tasks)),
     )
 
 
@@ -133,19 +139,53 @@ def check_shapes(state: Mapping[str, Tensor], config: TaskExpertConfig, source: 
         expected = {name: shape for name, shape in expected.items() if not name.startswith(_UNUSED_PREFIX)}
     missing = [name for name in expected if name not in state]
     extra = [name for name in state if name not in expected]
-    problems = [f"missing    {name} {list(expected[name])}{_nearest(name, extra)}" for name in missing]
-    problems += [f"unexpected {name} {list(state[name].shape)}{_nearest(name, missing)}" for name in extra]
+    problems = [f"missing    {name} {list(expected[name])}" for name in missing]
+    problems += [f"unexpected {name} {list(state[name].shape)}" for name in extra]
+    problems = _with_nearest(problems, missing, extra)
     problems += [
         f"misshaped  {name}: expected {list(shape)}, found {list(state[name].shape)}"
         for name, shape in expected.items()
         if name in state and tuple(state[name].shape) != shape
     ]
     if problems:
-        raise CheckpointError(
-            f"{len(problems)} tensors do not fit a TaskExpert model with {source}:\n  "
-            + "\n  ".join(problems)
-            + "\nSave the whole model.state_dict() of one TaskExpert model, under its own parameter names."
-        )
+        raise _problems_error(problems, f"a TaskExpert model with {source}")
+
+
+def _names_error(
+    state: Mapping[str, Tensor], *, experts: int, tasks: int, untold: Sequence[str]
+) -> CheckpointError:
+    """What is missing where the shapes that are left do not tell every size: names only."""
+    counts = {"experts": experts, "gating_networks": tasks, "task_heads": tasks}
+    expected = []
+    for name in _AXES:
+        part, _, rest = name.partition(".")
+        expected += [f"{part}.{index}.{rest}" for index in range(counts[part])] if part in counts else [name]
+    missing = [name for name in expected if name not in state]
+    extra = [name for name in state if name not in expected and not name.startswith(_UNUSED_PREFIX)]
+    odd = [
+        name for name in expected if name in state and state[name].ndim != len(_AXES[_without_index(name)])
+    ]
+    problems = [f"missing    {name}" for name in missing]
+    problems += [f"unexpected {name} {list(state[name].shape)}" for name in extra]
+    problems = _with_nearest(problems, missing, extra)
+    problems += [f"misshaped  {name}: found {list(state[name].shape)}" for name in odd]
+    return _problems_error(problems, f"a TaskExpert model (nothing tells its {', '.join(untold[:5])})")
+
+
+def _problems_error(problems: list[str], what: str) -> CheckpointError:
+    count = len(problems)
+    if count > _SHOWN_PROBLEMS:
+        problems = [*problems[:_SHOWN_PROBLEMS], f"… and {count - _SHOWN_PROBLEMS} more"]
+    return CheckpointError(
+        f"{count} tensors do not fit {what}:\n  " + "\n  ".join(problems) + "\n"
+        "Save the whole model.state_dict() of one TaskExpert model, under its own parameter names."
+    )
+
+
+def _with_nearest(problems: list[str], missing: list[str], extra: list[str]) -> list[str]:
+    """The same lines, each missing name with the nearest unexpected one and the other way round."""
+    others = [(name, extra) for name in missing] + [(name, missing) for name in extra]
+    return [line + _nearest(name, names) for line, (name, names) in zip(problems, others, strict=True)]
 
 
 def _without_index(name: str) -> str:
@@ -153,8 +193,11 @@ def _without_index(name: str) -> str:
 
 
 def _count(state: Mapping[str, Tensor], part: str) -> int:
-    indices = [int(found[2]) for name in state if (found := _INDEXED.match(name)) and found[1] == part]
-    return max(indices, default=-1) + 1
+    """How many experts, gates or heads there are; a stray index far beyond the others does not count as one more
+    of each before it."""
+    indices = {int(found[2]) for name in state if (found := _INDEXED.match(name)) and found[1] == part}
+    highest = max(indices, default=-1) + 1
+    return highest if highest <= 2 * len(indices) else len(indices)
 
 
 def _vote(votes: dict[str, Counter[int]], name: str, tensor: Tensor) -> None:
@@ -169,16 +212,11 @@ def _vote(votes: dict[str, Counter[int]], name: str, tensor: Tensor) -> None:
         votes[size][length // axis[1]] += 1
 
 
-def _winner(votes: Mapping[str, Counter[int]], size: str) -> int:
-    counted = votes.get(size)
-    if not counted:
-        raise CheckpointError(
-            f"no tensor tells {size}: the layers that depend on it are all missing or misshaped. "
-            "Save the whole model.state_dict() of one TaskExpert model."
-        )
-    return counted.most_common(1)[0][0]
-
-
 def _nearest(name: str, candidates: list[str]) -> str:
-    near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)
+    """The most similar candidate, sought first among those of the same layer family and index."""
+    place = _INDEXED.match(name)
+    beside = [other for other in candidates if place is not None and other.startswith(place[0])]
+    if not beside and len(candidates) > _SHOWN_PROBLEMS:
+        return ""
+    near = difflib.get_close_matches(name, beside or candidates, n=1, cutoff=0.6)
     return f" (nearest: {near[0]})" if near else ""

@@ -51,6 +51,8 @@ def select_tasks(names: Sequence[str], asked: Sequence[str] | None) -> tuple[int
     """
     if asked is None:
         return tuple(range(len(names)))
+    if not asked:
+        raise UsageError("no task to export: name at least one, or none at all for every task")
     for name in asked:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)

@@ -9,13 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from te_export.verify.batches import plan_batches
 from te_runtime.manifest import GraphSpec
 from te_runtime.session import Session, default_threads, open_session
 
-__all__ = ["BATCH_SIZES", "GraphRun", "batches", "open_staged", "run_graph", "run_tail"]
-
-BATCH_SIZES = (64, 1, 2, 7)
-_BATCHES_OF_SMALL_SIZES = 6
+__all__ = ["GraphRun", "open_staged", "run_graph", "run_tail"]
 
 
 @dataclass(frozen=True)
@@ -32,20 +30,6 @@ class GraphRun:
     outputs: Mapping[str, NDArray[np.generic]]
 
 
-def batches(rows: int) -> list[NDArray[np.int64]]:
-    """Row indices of each batch: all rows in batches of 64 (the last one shorter), and six batches each of
-    1, 2 and 7 rows spread
-    over all groups."""
-    planned: list[NDArray[np.int64]] = []
-    for size in BATCH_SIZES:
-        if size == BATCH_SIZES[0]:
-            planned += [np.arange(start, min(start + size, rows)) for start in range(0, rows, size)]
-            continue
-        spread = np.linspace(0, rows - 1, size * _BATCHES_OF_SMALL_SIZES).astype(np.int64)
-        planned += list(spread.reshape(size, _BATCHES_OF_SMALL_SIZES).T)
-    return planned
-
-
 def open_staged(root: Path, spec: GraphSpec) -> Session:
     """Open a graph of a staged bundle the way te_runtime will."""
     return open_session(root / spec.path, spec, provider="cpu", threads=default_threads())
@@ -54,13 +38,13 @@ def open_staged(root: Path, spec: GraphSpec) -> Session:
 def run_graph(root: Path, spec: GraphSpec, x: NDArray[np.float32]) -> GraphRun:
     """Run a graph whose one input is the model's input x (N, …)."""
     (name,) = (tensor.name for tensor in spec.inputs)
-    planned = batches(len(x))
+    planned = plan_batches(len(x))
     return _collect(open_staged(root, spec), planned, ({name: x[rows]} for rows in planned))
 
 
 def run_tail(root: Path, spec: GraphSpec, trunk: GraphRun) -> GraphRun:
     """Run a tail on what the trunk graph put out, batch by batch, as te_runtime composes them."""
-    planned = batches(int(trunk.indices.max()) + 1)
+    planned = plan_batches(int(trunk.indices.max()) + 1)
     ends = np.cumsum([len(rows) for rows in planned])[:-1]
     parts = {tensor.name: np.split(trunk.outputs[tensor.name], ends) for tensor in spec.inputs}
     feeds = ({name: values[index] for name, values in parts.items()} for index in range(len(planned)))

@@ -1,7 +1,9 @@
-"""What every graph is compared with: the oracle's outputs, and torch float32's own, on the same rows."""
+"""What every graph is compared with: the oracle's outputs, and torch float32's own, on the same rows in the same
+batches."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,19 +11,29 @@ import torch
 from numpy.typing import NDArray
 
 from te_export.models.exportable import ExportableModel
-from te_export.verify.oracle import evaluate_float32, evaluate_float64
+from te_export.verify.batches import plan_batches
+from te_export.verify.oracle import evaluate_float32, evaluate_float64, evaluate_with_rounding_noise
 from te_export.verify.probe_rows import ORDINARY, ProbeRows
 from te_runtime.manifest import TaskUtilization
 
 __all__ = ["OutputReference", "References", "TaskReference", "evaluate_references", "utilization"]
 
+_NOISE_SEEDS = (1, 2)
+
 
 @dataclass(frozen=True)
 class OutputReference:
-    """One output over all rows: oracle (N, …) float64 and torch (N, …) float32."""
+    """One output, by the oracle and by torch.
+
+    Attributes:
+        oracle: (N, …) float64, over the probe rows.
+        torch: (M, …) float32, over the concatenated batches that every graph is run in.
+        noise: (N, …) float64, the largest deviation from the oracle that simulated float32 rounding caused.
+    """
 
     oracle: NDArray[np.float64]
     torch: NDArray[np.float32]
+    noise: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -34,32 +46,49 @@ class TaskReference:
 
 @dataclass(frozen=True)
 class References:
-    """Everything a graph may put out, by the oracle and by torch float32.
+    """Everything a graph may put out.
 
     Attributes:
+        indices: (M,) probe row of each row of the concatenated batches; the first N are 0, 1, …, N - 1.
         expert_features: (N, K, D), the trunk's output.
         tasks: by task name, in the order of the export.
     """
 
     rows: ProbeRows
+    indices: NDArray[np.int64]
     expert_features: OutputReference
     tasks: dict[str, TaskReference]
 
 
 def evaluate_references(model: ExportableModel, rows: ProbeRows) -> References:
-    """Run the oracle and torch float32 over the rows."""
+    """Run the oracle, simulated rounding, and torch float32 over the rows."""
     x = torch.from_numpy(rows.x)
-    oracle = [output.numpy() for output in evaluate_float64(model.module, x)]
-    single = [output.numpy() for output in evaluate_float32(model.module, x)]
-    outputs = [OutputReference(wide, narrow) for wide, narrow in zip(oracle, single, strict=True)]
+    planned = plan_batches(len(rows))
+    oracle = evaluate_float64(model.module, x)
+    noise = [np.zeros_like(exact) for exact in oracle]
+    for seed in _NOISE_SEEDS:
+        _take_in(noise, oracle, evaluate_with_rounding_noise(model.module, x, seed))
+    single = evaluate_float32(model.module, x, planned)
+    outputs = [OutputReference(*columns) for columns in zip(oracle, single, noise, strict=True)]
     return References(
         rows=rows,
+        indices=np.concatenate(planned),
         expert_features=outputs[0],
         tasks={
             name: TaskReference(prediction=outputs[1 + 2 * index], routing_weights=outputs[2 + 2 * index])
             for index, name in enumerate(model.task_names)
         },
     )
+
+
+def _take_in(
+    noise: Sequence[NDArray[np.float64]],
+    oracle: Sequence[NDArray[np.float64]],
+    noisy: Sequence[NDArray[np.float64]],
+) -> None:
+    """Raise `noise` in place to the deviation of `noisy` from the oracle where that is larger."""
+    for largest, exact, found in zip(noise, oracle, noisy, strict=True):
+        np.maximum(largest, np.abs(found - exact), out=largest)
 
 
 def utilization(references: References) -> tuple[TaskUtilization, ...]:
