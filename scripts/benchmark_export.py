@@ -131,13 +131,13 @@ def rms_ratios(bundle: Path, checkpoint: Path) -> dict[str, float]:
 
     model = load_task_expert(read_checkpoint(checkpoint), task_names=None, tasks=None)
     x = np.random.default_rng(7).standard_normal((2_000, model.input_dim), dtype=np.float32)
-    oracle = [output.numpy() for output in evaluate_float64(model.module, torch.from_numpy(x))][1::2]
-    single = [output.numpy() for output in evaluate_float32(model.module, torch.from_numpy(x))][1::2]
+    oracle = evaluate_float64(model.module, torch.from_numpy(x))[1::2]
+    single = evaluate_float32(model.module, torch.from_numpy(x), np.array_split(np.arange(len(x)), 32))[1::2]
     with te_runtime.load(bundle, provider="cpu") as loaded:
         found = loaded.predict(x)
     return {
         name: float(
-            np.sqrt(np.mean((found[name].output - exact) ** 2)) / np.sqrt(np.mean((torchs - exact) ** 2))
+            np.sqrt(np.mean((found[name].output.astype(np.float64) - exact) ** 2)) / np.sqrt(np.mean((torchs - exact) ** 2))
         )
         for name, exact, torchs in zip(model.task_names, oracle, single, strict=True)
     }

@@ -177,7 +177,7 @@ def _problems_error(problems: list[str], what: str) -> CheckpointError:
     if count > _SHOWN_PROBLEMS:
         problems = [*problems[:_SHOWN_PROBLEMS], f"… and {count - _SHOWN_PROBLEMS} more"]
     return CheckpointError(
-        f"{count} tensors do not fit {what}:\n  " + "\n  ".join(problems) + "\n"
+        f"{count} {'tensor does' if count == 1 else 'tensors do'} not fit {what}:\n  " + "\n  ".join(problems) + "\n"
         "Save the whole model.state_dict() of one TaskExpert model, under its own parameter names."
     )
 

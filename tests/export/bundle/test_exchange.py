@@ -78,7 +78,6 @@ def test_a_rename_that_fails_leaves_both_as_they_were(
     assert len(list(old.parent.iterdir())) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="B13 in /tmp/bugs-export.md: only OSError is undone")
 def test_an_interrupt_between_the_renames_brings_the_old_folder_back(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,7 +139,6 @@ INTERRUPTED = """
 
 
 @pytest.mark.skipif(not hasattr(__import__("signal"), "pthread_sigmask"), reason="needs POSIX signals")
-@pytest.mark.xfail(strict=False, reason="B13: a mask holds signals back in one thread only; which gets it is chance")
 def test_an_interrupt_between_the_renames_of_a_program_with_threads(tmp_path: Path) -> None:
     target = tmp_path / "old"
     target.mkdir()

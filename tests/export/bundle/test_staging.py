@@ -182,7 +182,10 @@ def test_a_failure_in_the_middle_of_a_file_leaves_nothing(target: Path) -> None:
         yield b"1" * 5000
         raise FULL
 
-    with pytest.raises(OutputError, match="No space left on device"), StagedBundle(target, force=False) as staged:
+    with (
+        pytest.raises(OutputError, match="No space left on device"),
+        StagedBundle(target, force=False) as staged,
+    ):
         staged.write("a", chunks())  # type: ignore[arg-type]
 
     assert list(target.parent.iterdir()) == []
@@ -274,7 +277,9 @@ def test_force_never_loses_a_symlink_in_the_bundle(target: Path, old: dict[str, 
     assert (elsewhere / "precious").read_text() == "mine"
 
 
-@pytest.mark.parametrize("manifest", [None, "", "{}", '{"format": "te-export-bundle", "version": 99}', "x" * 99])
+@pytest.mark.parametrize(
+    "manifest", [None, "", "{}", '{"format": "te-export-bundle", "version": 99}', "x" * 99]
+)
 def test_force_does_not_replace_a_folder_that_is_no_bundle(target: Path, manifest: str | None) -> None:
     target.mkdir()
     (target / "photo.jpg").write_text("mine")
@@ -346,7 +351,6 @@ def test_leftovers_of_a_killed_export_are_found(target: Path) -> None:
     assert leftovers(target.with_name("other")) == []
 
 
-@pytest.mark.xfail(strict=True, reason="B17 in /tmp/bugs-export.md: the name is taken for a pattern")
 @pytest.mark.parametrize("name", ["out[1]", "*", "a?c"])
 def test_leftovers_are_those_of_the_target_whatever_its_name(name: str, tmp_path: Path) -> None:
     StagedBundle(tmp_path / "abc", force=False)
@@ -358,7 +362,6 @@ def test_leftovers_are_those_of_the_target_whatever_its_name(name: str, tmp_path
 # Cleaning up
 
 
-@pytest.mark.xfail(strict=True, reason="B15 in /tmp/bugs-export.md: the second Ctrl-C stops the cleaning up")
 def test_a_second_interrupt_while_cleaning_up_leaves_nothing(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,7 +381,6 @@ def test_a_second_interrupt_while_cleaning_up_leaves_nothing(
     assert list(target.parent.iterdir()) == []
 
 
-@pytest.mark.xfail(strict=True, reason="B16 in /tmp/bugs-export.md: says that nothing was left behind")
 def test_a_parent_that_cannot_be_synced_does_not_undo_the_publishing(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,7 +128,7 @@ def test_nothing_in_the_files_tells_where_they_were_made(exported: te_export.Exp
         "site-packages",
         ".py",
         "Traceback",
-        "File \"",
+        'File "',
     } - {"/"}
     paths = [path for path in exported.bundle.rglob("*") if path.is_file()]
 
@@ -181,7 +181,9 @@ def hand_made(
 ) -> ir.Model:
     """x → Relu → y, with the shapes given."""
     x = ir.Value(
-        name="x", shape=None if input_shape is None else ir.Shape(input_shape), type=ir.TensorType(ir.DataType.FLOAT)
+        name="x",
+        shape=None if input_shape is None else ir.Shape(input_shape),
+        type=ir.TensorType(ir.DataType.FLOAT),
     )
     nodes = [ir.Node("", "Relu", [x], name=f"node{i}") for i in range(outputs)]
     for node in nodes:

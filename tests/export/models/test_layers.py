@@ -84,8 +84,7 @@ def test_every_odd_layer_is_listed() -> None:
 
 def test_identity_in_place_of_dropout_is_the_same_model() -> None:
     types = {
-        path: "Identity" if kind == nn.Dropout.__name__ else kind
-        for path, kind in layer_types(False).items()
+        path: "Identity" if kind == nn.Dropout.__name__ else kind for path, kind in layer_types(False).items()
     }
 
     assert "Dropout" not in types.values()

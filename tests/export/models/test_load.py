@@ -82,9 +82,7 @@ def test_a_mixture_of_dtypes_is_named(state: State, load: Load) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])
-def test_weights_that_are_no_floats_are_refused_by_name(
-    dtype: torch.dtype, state: State, load: Load
-) -> None:
+def test_weights_that_are_no_floats_are_refused_by_name(dtype: torch.dtype, state: State, load: Load) -> None:
     state["experts.1.network.3.weight"] = torch.zeros(8, 16, dtype=dtype)
 
     with pytest.raises(CheckpointError) as caught:
@@ -152,18 +150,15 @@ def test_a_config_that_agrees_is_kept_with_its_training_settings(state: State, l
 
     assert model.config["dropout"] == 0.25
     assert model.config["learning_rate"] == 1.0
-    assert any("ignored: x" in note for note in model.notes)
+    assert any("were ignored: " in note and "x" in note.split(": ")[1] for note in model.notes)
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        pytest.param({"learning_rate": math.inf}, marks=pytest.mark.xfail(strict=True, reason="B3")),
-        pytest.param({"weight_decay": math.nan}, marks=pytest.mark.xfail(strict=True, reason="B3")),
-        pytest.param(
-            {"learning_rate": 10**400},
-            marks=pytest.mark.xfail(strict=True, reason="B3", raises=OverflowError),
-        ),
+        {"learning_rate": math.inf},
+        {"weight_decay": math.nan},
+        {"learning_rate": 10**400},
         {"dropout": "0.1", "learning_rate": True},
     ],
 )
@@ -185,7 +180,7 @@ def test_nan_and_infinite_values_are_counted_per_tensor(state: State, load: Load
         load(state)
 
     message = str(caught.value)
-    assert message.startswith("2 tensors hold NaN or infinite values")
+    assert message.startswith("2 tensors hold values that are NaN or infinite in float32")
     assert "experts.1.network.3.weight: 2 NaN and 1 infinite of 128" in message
     assert "task_heads.0.head.3.bias: 0 NaN and 1 infinite of 4" in message
 
@@ -199,7 +194,6 @@ def test_nan_is_found_in_every_dtype(dtype: torch.dtype, state: State, load: Loa
         load(wide)
 
 
-@pytest.mark.xfail(strict=True, reason="B11: it becomes infinite in float32, and is met only as a GateError")
 def test_a_float64_value_beyond_float32_is_refused_by_name(state: State, load: Load) -> None:
     wide = {name: tensor.double() for name, tensor in state.items()}
     wide["backbone.network.3.weight"][0, 0] = 1e39

@@ -71,7 +71,6 @@ def test_a_task_asked_for_twice_is_refused() -> None:
         select_tasks(("a", "b"), ("a", "b", "a"))
 
 
-@pytest.mark.xfail(strict=True, reason="B6 in /tmp/bugs-export.md: found only after the capture")
 def test_no_task_at_all_is_refused() -> None:
     with pytest.raises(UsageError):
         select_tasks(("a", "b"), ())

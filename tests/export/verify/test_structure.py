@@ -62,7 +62,9 @@ def constant(graph: ir.Graph, name: str, values: object, dtype: type = np.int64)
 def insert(
     graph: ir.Graph, after: ir.Node, op_type: str, inputs: list[ir.Value], shape: list[int | str], **kept: int
 ) -> ir.Value:
-    new = ir.Node("", op_type, inputs, attributes=ir.convenience.convert_attributes(kept), name=f"new_{op_type}")
+    new = ir.Node(
+        "", op_type, inputs, attributes=ir.convenience.convert_attributes(kept), name=f"new_{op_type}"
+    )
     new.outputs[0].shape = ir.Shape(shape)
     new.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     graph.insert_after(after, new)
@@ -235,9 +237,7 @@ def test_one_lost_bias_is_refused_by_name(
 
 
 @pytest.mark.parametrize("where", [f"task-{TASK}", f"tail-{TASK}"])
-def test_a_gate_without_softmax_is_refused(
-    where: str, graphs: GraphSet, exportable: ExportableModel
-) -> None:
+def test_a_gate_without_softmax_is_refused(where: str, graphs: GraphSet, exportable: ExportableModel) -> None:
     sigmoid_for_softmax(WHERE[where](graphs).graph)
 
     with pytest.raises(StructureError, match=rf"{where}: .* depends on 0 softmax nodes .*routing_weights"):
@@ -281,9 +281,7 @@ def test_fusing_with_another_tasks_gate_is_refused(graphs: GraphSet, exportable:
 
 
 @pytest.mark.parametrize("where", list(WHERE))
-def test_routing_weights_must_be_an_output(
-    where: str, graphs: GraphSet, exportable: ExportableModel
-) -> None:
+def test_routing_weights_must_be_an_output(where: str, graphs: GraphSet, exportable: ExportableModel) -> None:
     drop_output(WHERE[where](graphs).graph)
 
     with pytest.raises(StructureError, match=rf"{where}: has no output '.*routing_weights'; its outputs are"):
@@ -322,7 +320,9 @@ def test_a_fusion_written_as_one_matrix_product_passes(graphs: GraphSet, exporta
     graph = graphs.tasks[TASK].graph
     _, total = fusion_of(graph)
     gate = gate_of(graph)
-    (features,) = [v for n in graph for v in n.outputs if str(v.shape) == "[batch,3,8]" and n.op_type == "Concat"]
+    (features,) = [
+        v for n in graph for v in n.outputs if str(v.shape) == "[batch,3,8]" and n.op_type == "Concat"
+    ]
     axis = constant(graph, "one", [1])
     row = insert(graph, gate, "Unsqueeze", [gate.outputs[0], axis], ["batch", 1, 3])
     product = insert(graph, row.producer(), "MatMul", [row, features], ["batch", 1, 8])  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from te_export.errors import UsageError
 from te_export.verify.tolerance import FLOOR_ULPS, TORCH_FACTOR, Tolerance
 
 EPS = float(np.finfo(np.float32).eps)
@@ -12,15 +13,27 @@ ORACLE = np.array([[1.0, -8.0], [0.5, 2.0]])
 
 
 def test_four_times_torch_counts_where_torch_errs_much() -> None:
-    assert Tolerance().bound(ORACLE, 1e-3) == TORCH_FACTOR * 1e-3 == 4e-3
+    assert Tolerance().bound(ORACLE, torch_error=1e-3, noise=0.0) == TORCH_FACTOR * 1e-3 == 4e-3
 
 
 def test_the_floor_counts_where_torch_errs_little() -> None:
-    assert Tolerance().bound(ORACLE, 0.0) == FLOOR_ULPS * EPS * 8.0 == 16 * EPS * 8.0
+    assert Tolerance().bound(ORACLE, torch_error=0.0, noise=0.0) == FLOOR_ULPS * EPS * 8.0 == 16 * EPS * 8.0
+
+
+def test_simulated_rounding_counts_where_it_is_larger() -> None:
+    assert Tolerance().bound(ORACLE, torch_error=1e-3, noise=2e-3) == 8e-3
+    assert Tolerance().bound(ORACLE, torch_error=2e-3, noise=1e-3) == 8e-3
+
+
+@pytest.mark.parametrize("value", [-1e-9, -1.0, np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("which", ["atol", "rtol"])
+def test_a_tolerance_that_is_no_finite_number_is_refused(which: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"--{which} .*expected a finite number of at least 0"):
+        Tolerance(**{which: value})
 
 
 def test_an_output_that_is_zero_throughout_must_be_zero() -> None:
-    bound = Tolerance().bound(np.zeros((2, 2)), 0.0)
+    bound = Tolerance().bound(np.zeros((2, 2)), torch_error=0.0, noise=0.0)
 
     assert bound == 0.0
     assert Tolerance().passes(np.zeros((2, 2)), np.zeros((2, 2)), bound)
@@ -62,10 +75,10 @@ def test_the_callers_tolerance_is_judged_element_by_element(
 
 
 def test_the_callers_bound_is_the_loosest_elements() -> None:
-    assert Tolerance(atol=0.5, rtol=0.25).bound(ORACLE, 1e9) == 0.5 + 0.25 * 8.0
+    assert Tolerance(atol=0.5, rtol=0.25).bound(ORACLE, torch_error=1e9, noise=1e9) == 0.5 + 0.25 * 8.0
 
 
 def test_zero_given_by_the_caller_is_not_the_default() -> None:
     assert not Tolerance().is_callers
     assert Tolerance(atol=0.0).is_callers
-    assert Tolerance(rtol=0.0).bound(ORACLE, 1.0) == 0.0
+    assert Tolerance(rtol=0.0).bound(ORACLE, torch_error=1.0, noise=1.0) == 0.0
