@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from te_runtime.manifest import Manifest, OutputParity, TaskParity, TaskUtilization, Variant
+from te_runtime.manifest import Manifest, OutputParity, TaskParity, TaskUtilization, TensorSpec, Variant
 
 __all__ = ["REPORT_NAME", "render_report"]
 
@@ -29,8 +29,8 @@ def render_report(manifest: Manifest, notes: Sequence[str]) -> str:
 
 def _overview(manifest: Manifest) -> str:
     producer = manifest.producer
-    inputs = ", ".join(f"`{spec.name}` {spec.dtype} {list(spec.shape)}" for spec in manifest.inputs)
-    rows = [(task.name, str(list(task.prediction.shape))) for task in manifest.tasks]
+    inputs = ", ".join(f"`{spec.name}` {spec.dtype} {_shape(spec)}" for spec in manifest.inputs)
+    rows = [(task.name, _shape(task.prediction)) for task in manifest.tasks]
     return (
         f"Input: {inputs}. Parameters used: {manifest.model.parameter_bytes:,} bytes. Opset "
         f"{producer.opset}.\n"
@@ -39,6 +39,10 @@ def _overview(manifest: Manifest) -> str:
         f"onnxscript {producer.onnxscript}, onnxruntime {producer.onnxruntime}.\n\n"
         f"{_table(('task', 'prediction'), rows)}"
     )
+
+
+def _shape(spec: TensorSpec) -> str:
+    return f"({', '.join(str(axis) for axis in spec.shape)})"
 
 
 def _variant(variant: Variant) -> str:
