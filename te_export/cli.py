@@ -189,12 +189,14 @@ def _run(checkpoint: Path, output: Path | None, options: ExportOptions, progress
         from te_export.pipeline import export
     except ModuleNotFoundError as error:
         raise DependencyError(
-            f"the package {error.name!r} is missing. Install everything that te-export needs: pip install '.' "
+            f"the package {error.name!r} is missing. Install everything that te-export needs: pip install "
+            "'.' "
             "in its source folder"
         ) from error
     except (ImportError, OSError) as error:
         raise DependencyError(
-            f"a package that te-export needs is broken: {error}. Install it again: pip install --force-reinstall"
+            f"a package that te-export needs is broken: {error}. Install it again: pip install "
+            "--force-reinstall"
         ) from error
     gc.freeze()  # what was imported stays; looking through it again and again costs 5% of an export
     return export(checkpoint, output, options, progress)

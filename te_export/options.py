@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from te_export.errors import UsageError
 from te_runtime.manifest import Manifest
 
 __all__ = ["ExportOptions", "ExportResult", "Precision"]
@@ -30,6 +31,9 @@ class ExportOptions:
             this machine.
         force: replace a bundle that stands where the new one goes.
         dry_run: do everything, checks included, and publish nothing.
+
+    Raises:
+        UsageError: a precision is asked for that this release does not build.
     """
 
     tasks: tuple[str, ...] | None = None
@@ -42,6 +46,11 @@ class ExportOptions:
     trust_pickle: bool = False
     force: bool = False
     dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = [precision for precision in self.precisions if precision != "fp32"]
+        if unknown or not self.precisions:
+            raise UsageError(f"precisions {self.precisions!r}: this release builds 'fp32', and at least that")
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,9 @@ class _Machine:
             raise _DamagedError(f"sets items of a {type(target).__name__}, expected a dict")
 
     def _require_keys(self, keys: list[object]) -> None:
-        """Refuse keys whose hashing recurses or takes long (nested or long tuples), or that may all collide."""
+        """Refuse keys whose hashing recurses or takes long (nested or long tuples), or that may all
+        collide.
+        """
         for key in keys:
             if isinstance(key, tuple) and len(key) > _MAX_KEY_PARTS:
                 raise _DamagedError(f"uses a tuple of {len(key)} in a key, expected at most {_MAX_KEY_PARTS}")

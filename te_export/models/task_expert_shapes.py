@@ -177,7 +177,9 @@ def _problems_error(problems: list[str], what: str) -> CheckpointError:
     if count > _SHOWN_PROBLEMS:
         problems = [*problems[:_SHOWN_PROBLEMS], f"… and {count - _SHOWN_PROBLEMS} more"]
     return CheckpointError(
-        f"{count} {'tensor does' if count == 1 else 'tensors do'} not fit {what}:\n  " + "\n  ".join(problems) + "\n"
+        f"{count} {'tensor does' if count == 1 else 'tensors do'} not fit {what}:\n  "
+        + "\n  ".join(problems)
+        + "\n"
         "Save the whole model.state_dict() of one TaskExpert model, under its own parameter names."
     )
 
@@ -193,7 +195,8 @@ def _without_index(name: str) -> str:
 
 
 def _count(state: Mapping[str, Tensor], part: str) -> int:
-    """How many experts, gates or heads there are; a stray index far beyond the others does not count as one more
+    """How many experts, gates or heads there are; a stray index far beyond the others does not count as one
+    more
     of each before it."""
     indices = {int(found[2]) for name in state if (found := _INDEXED.match(name)) and found[1] == part}
     highest = max(indices, default=-1) + 1

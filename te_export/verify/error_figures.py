@@ -1,4 +1,7 @@
-"""How far some outputs are from the oracle's, in figures. Torch and every graph are measured by the same function."""
+"""How far some outputs are from the oracle's, in figures.
+
+Torch and every graph are measured by the same function.
+"""
 
 from __future__ import annotations
 

@@ -51,8 +51,10 @@ class _WidenToFloat64(TorchFunctionMode):
 class _RoundingNoise(_WidenToFloat64):
     """Adds to every result the error that float32 would be expected to make there.
 
-    Monte Carlo arithmetic (Parker 1997): an elementwise operation errs by up to u·|y|. A sum of n products errs by
-    about u·‖x‖·‖w‖ where roundings have random signs (Higham and Mary 2019), and by a quarter of that in kernels
+    Monte Carlo arithmetic (Parker 1997): an elementwise operation errs by up to u·|y|. A sum of n products
+    errs by
+    about u·‖x‖·‖w‖ where roundings have random signs (Higham and Mary 2019), and by a quarter of that in
+    kernels
     that sum in 16 or more lanes side by side, as all of today's do.
     """
 

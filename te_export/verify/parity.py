@@ -1,6 +1,7 @@
 """Parity: every graph of a variant against the oracle, judged by torch float32's own error on the same rows.
 
-What is reported of an output is the worst of every graph that gives it: joint, task, trunk followed by tail, and
+What is reported of an output is the worst of every graph that gives it: joint, task, trunk followed by
+tail, and
 standalone, at every batch size.
 """
 
@@ -115,7 +116,8 @@ def verify_graphs(
         The parity of each task, in the order of the export.
 
     Raises:
-        ParityError: ONNX Runtime cannot run a graph, or some are further off than allowed: each graph, output and
+        ParityError: ONNX Runtime cannot run a graph, or some are further off than allowed: each graph,
+        output and
             group of rows is named.
         GateError: torch's own float32 outputs are not finite, so there is nothing to judge by.
     """

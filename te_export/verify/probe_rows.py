@@ -1,6 +1,8 @@
-"""Inputs that a parity check can trust: ordinary, large and tiny ones, and rows that make different experts win.
+"""Inputs that a parity check can trust: ordinary, large and tiny ones, and rows that make different experts
+win.
 
-A check on one ordinary input has been seen to pass graphs that had lost most of their experts: rows have to move
+A check on one ordinary input has been seen to pass graphs that had lost most of their experts: rows have to
+move
 the routing. All rows follow from a fixed seed and the model alone.
 """
 
@@ -25,7 +27,9 @@ _UNITS = 13
 _ROWS = 40 * _UNITS
 _FEWEST_ROWS = 20 * _UNITS
 _ROWS_TIMES_BYTES = 5e10
-"""Rows are fewer where running every graph over them would take minutes: bytes of weights read per row, times rows."""
+"""Rows are fewer where running every graph over them would take minutes: bytes of weights read per row,
+times rows.
+"""
 _LARGEST_SCALE = 100.0
 _ASCENT_STEPS = 12
 
@@ -121,7 +125,8 @@ def _hardest(weights: Tensor, count: int) -> list[tuple[int, int, int]]:
 
 
 def _ascend(model: ExportableModel, start: Tensor, pairs: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
-    """Follow the gradient of each row's own log routing weight for a few steps, no further out than large rows.
+    """Follow the gradient of each row's own log routing weight for a few steps, no further out than large
+    rows.
 
     Rows that would make an output infinite stay where they began.
     """

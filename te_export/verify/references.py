@@ -1,4 +1,5 @@
-"""What every graph is compared with: the oracle's outputs, and torch float32's own, on the same rows in the same
+"""What every graph is compared with: the oracle's outputs, and torch float32's own, on the same rows in the
+same
 batches."""
 
 from __future__ import annotations

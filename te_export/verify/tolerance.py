@@ -1,10 +1,12 @@
 """How far from the oracle a graph's output may be.
 
-The yardstick is torch's own float32: over the same group of rows, run in the same batches, a graph may err at most
+The yardstick is torch's own float32: over the same group of rows, run in the same batches, a graph may err
+at most
 4 times as far as torch does. Where torch's error is by luck near nothing, a floor takes over: the largest of
 
 - 4 times the deviation that simulated float32 rounding causes in the oracle (verify/oracle.py). Rows near a tie
-  between experts, or whose head cancels large features, multiply every rounding; there torch's error is one draw
+  between experts, or whose head cancels large features, multiply every rounding; there torch's error is one
+  draw
   of a wide distribution, and the simulation says how wide.
 - 16 units in the last place (2^-23) of the group's largest magnitude, about 2e-6 of it, for outputs of so few
   terms that nothing else is left (a routing weight of exactly 1).

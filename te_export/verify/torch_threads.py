@@ -17,7 +17,8 @@ def reference_threads(parameter_bytes: int) -> Iterator[None]:
     """One thread for models under 256 MB, torch's own number for larger ones.
 
     Torch's threads wait for each other by spinning. On a machine whose cores are busy with something else, a
-    small model on two threads was measured 20 to 30 times slower than on one; on an idle one, one thread costs
+    small model on two threads was measured 20 to 30 times slower than on one; on an idle one, one thread
+    costs
     a third of a second.
     """
     before = torch.get_num_threads()
