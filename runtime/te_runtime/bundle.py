@@ -37,16 +37,27 @@ class Bundle:
         manifest_sha256: checksum of manifest.json itself, which nothing in the bundle holds: compare it with
             the sender's.
         check: `full` if every checksum was compared, `size` if only sizes were.
+        folder_id: device and inode of the folder that was checked.
     """
 
     root: Path
     manifest: Manifest
     manifest_sha256: str
     check: Check
+    folder_id: tuple[int, int]
 
     def path(self, relative: str) -> Path:
         """The absolute path of a file that the manifest names."""
         return self.root.joinpath(*relative.split("/"))
+
+    def require_same_folder(self) -> None:
+        """Refuse a bundle that was replaced by another one while it was being loaded.
+
+        Raises:
+            BundleError: `root` names another folder than the one that was checked.
+        """
+        if _folder_id(self.root) != self.folder_id:
+            raise BundleError(f"{self.root}: was replaced while it was being loaded. Load it again.")
 
 
 def open_bundle(path: str | os.PathLike[str], *, check: Check = "full") -> Bundle:
@@ -64,6 +75,7 @@ def open_bundle(path: str | os.PathLike[str], *, check: Check = "full") -> Bundl
     if check not in ("full", "size"):
         raise InputError(f"check: found {check!r}, expected 'full' or 'size'")
     root = _find_root(Path(path))
+    folder_id = _folder_id(root)
     where = str(root / MANIFEST_NAME)
     data = _read_manifest(root)
     manifest = parse_manifest(data, where)
@@ -73,10 +85,24 @@ def open_bundle(path: str | os.PathLike[str], *, check: Check = "full") -> Bundl
     if check == "full":
         for entry in manifest.files:
             _check_sha256(root, entry)
-    return Bundle(root, manifest, hashlib.sha256(data).hexdigest(), check)
+    return Bundle(root, manifest, hashlib.sha256(data).hexdigest(), check, folder_id)
+
+
+def _folder_id(root: Path) -> tuple[int, int]:
+    try:
+        status = root.stat()
+    except OSError as error:
+        raise BundleError(f"{root}: cannot be opened: {_reason(error)}") from error
+    return status.st_dev, status.st_ino
 
 
 def _find_root(path: Path) -> Path:
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BundleError(
+            f"{str(path)!r}: is not valid text, and onnxruntime opens no other paths. Rename the folder."
+        ) from error
     try:
         mode = path.stat().st_mode
     except FileNotFoundError as error:

@@ -58,6 +58,7 @@ def load(
     bundle = open_bundle(path, check=check)
     variant = choose_variant(bundle.manifest, precision)
     plan = open_plan(bundle, variant, provider=chosen_provider, threads=chosen_threads)
+    bundle.require_same_folder()
     return Model(bundle, variant, plan, provider=chosen_provider, threads=chosen_threads)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import te_runtime
+from te_runtime import predictor
 from te_runtime.bundle import open_bundle
 from te_runtime.describe import bundle_json, bundle_text
 from te_runtime.errors import BundleError
@@ -499,3 +500,27 @@ def test_random_damage_to_golden_rows_with_right_checksums(bundle: Path) -> None
         TINY.rehash(bundle)
         error = error_of(lambda: with_verify(bundle))
         assert error is None or "golden.npz" in str(error)
+
+
+def test_a_bundle_replaced_while_it_is_loaded(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trunk of the old bundle and tails of the new one would give numbers that nobody ever checked."""
+    other = tmp_path / "other"
+    shutil.copytree(bundle, other)
+    open_plan = predictor.open_plan
+
+    def replaced_meanwhile(*args: Any, **kwargs: Any) -> object:
+        plan = open_plan(*args, **kwargs)
+        bundle.rename(tmp_path / "old")
+        other.rename(bundle)
+        return plan
+
+    monkeypatch.setattr(predictor, "open_plan", replaced_meanwhile)
+    with pytest.raises(BundleError, match="replaced while it was being loaded"):
+        te_runtime.load(bundle, threads=1)
+
+
+def test_a_path_that_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="not valid text"):
+        te_runtime.load(os.fsdecode(os.fsencode(tmp_path) + b"/m\xff"))
