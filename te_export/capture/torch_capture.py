@@ -11,6 +11,7 @@ import onnx_ir as ir
 import torch
 
 from te_export.capture.joint_graph import EXPERT_FEATURES, JointGraph, prediction_name, routing_weights_name
+from te_export.capture.opset import OLDEST_OPSET
 from te_export.capture.tidy import BATCH, tidy
 from te_export.errors import CaptureError
 from te_export.models.exportable import ExportableModel
@@ -46,7 +47,9 @@ def _export(model: ExportableModel) -> ir.Model:
         program = torch.export.export(
             model.module, (model.example_rows(_TRACED_ROWS),), dynamic_shapes=({0: batch},), strict=False
         )
-        onnx_program = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
+        onnx_program = torch.onnx.export(
+            program, dynamo=True, opset_version=OLDEST_OPSET, optimize=False, verbose=False
+        )
     except (
         torch._dynamo.exc.TorchDynamoException,
         torch.onnx.errors.OnnxExporterError,

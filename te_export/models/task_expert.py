@@ -175,6 +175,13 @@ class TaskExpertModel(nn.Module):
         """Input (B, input_dim) → expert features (B, K, expert_dim)."""
         return self.experts_of(self.backbone(x))
 
+    def flatten(self, expert_features: Tensor) -> Tensor:
+        """Expert features (B, K, D) → (B, K·D), row-major.
+
+        The batch axis is left to reshape to infer: a size taken from x would tie every tail to the model's input.
+        """
+        return expert_features.reshape(-1, self.config.num_experts * self.config.expert_dim)
+
     def gate_and_fuse(
         self, expert_features: Tensor, flat_features: Tensor, task_id: int
     ) -> tuple[Tensor, Tensor]:
@@ -189,7 +196,7 @@ class TaskExpertModel(nn.Module):
         """Expert features (B, K, D) → for each task asked for: prediction (B, out), routing weights (B,
         K).
         """
-        flat_features = expert_features.flatten(1)  # (B, K, D) → (B, K·D), once for all gates
+        flat_features = self.flatten(expert_features)  # once for all gates
         outputs = []
         for task_id in task_ids:
             weights, fused = self.gate_and_fuse(expert_features, flat_features, task_id)
@@ -200,7 +207,7 @@ class TaskExpertModel(nn.Module):
         """Prediction of one task (B, out_task), and the values it was made from."""
         h = self.backbone(x)
         expert_features = self.experts_of(h)
-        weights, fused = self.gate_and_fuse(expert_features, expert_features.flatten(1), task_id)
+        weights, fused = self.gate_and_fuse(expert_features, self.flatten(expert_features), task_id)
         return self.task_heads[task_id](fused), {
             "backbone_features": h,
             "expert_features": expert_features,
@@ -211,7 +218,7 @@ class TaskExpertModel(nn.Module):
     @torch.no_grad()
     def get_expert_utilization(self, x: Tensor, task_ids: Sequence[int]) -> Mapping[str, list[float]]:
         """Mean routing weight of each expert over the rows of x, as `{"task_0": [K floats], …}`."""
-        flat_features = self.trunk(x).flatten(1)
+        flat_features = self.flatten(self.trunk(x))
         return {
             f"task_{task}": self.gating_networks[task](flat_features).mean(dim=0).tolist()
             for task in task_ids

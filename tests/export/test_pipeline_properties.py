@@ -55,7 +55,7 @@ def largest_bound(manifest: Manifest, task: str, output: str, groups: tuple[str,
 
 # Random trials are few, since each costs an export; they are the same in every run.
 @settings(
-    max_examples=13,
+    max_examples=6,
     deadline=None,
     derandomize=True,
     database=None,
@@ -101,11 +101,10 @@ def test_any_configuration_predicts_as_torch_does(
     shutil.rmtree(result.bundle)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_dtypes_end_in_the_bundle_of_the_same_float32_weights(
-    dtype: torch.dtype, make_model: MakeModel, tmp_path: Path
+def test_half_weights_end_in_the_bundle_of_the_same_float32_weights(
+    make_model: MakeModel, tmp_path: Path
 ) -> None:
-    model = make_model(2, num_experts=2, task_output_dims=(2,)).to(dtype)
+    model = make_model(2, num_experts=2, task_output_dims=(2,)).half()
     narrow, wide = tmp_path / "narrow.pt", tmp_path / "wide.pt"
     torch.save(model.state_dict(), narrow)
     torch.save(model.float().state_dict(), wide)
