@@ -67,7 +67,7 @@ class _PrecisionList(_CommaList):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="\b\nExit codes:\n  0  done\n  1  a check failed (parity, structure); nothing was written\n"
     "  2  wrong usage or a bad input file; nothing was written\n  3  a package or library is missing\n"
-    "  130 interrupted",
+    "  70 a defect of te-export, please report it\n  130 interrupted",
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR",
@@ -76,12 +76,16 @@ class _PrecisionList(_CommaList):
     "--task", "tasks", multiple=True, metavar="NAME", help="Export this task only; repeat for more."
 )
 @click.option(
-    "--task-names", type=_CommaList(), help="A name for every task of the checkpoint, in its order."
+    "--task-names",
+    type=_CommaList(),
+    metavar="a,b,c",
+    help="A name for every task of the checkpoint, in its order.",
 )
 @click.option(
     "--precision",
     "precisions",
     type=_PrecisionList(),
+    metavar="LIST",
     default="fp32",
     show_default=True,
     help="Variants to build.",

@@ -64,6 +64,7 @@ class ExportResult:
         task_size_bytes: for each task, what its task graph takes alone: the graph file and the weights it
             reads.
         notes: what a person should know: unused parameters, prefixes removed, tensors widened.
+        size_bytes: of the whole bundle.
         step_seconds: wall time of each step, in order.
     """
 
@@ -72,4 +73,5 @@ class ExportResult:
     manifest: Manifest
     task_size_bytes: dict[str, int]
     notes: tuple[str, ...]
+    size_bytes: int
     step_seconds: tuple[tuple[str, float], ...]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from te_export.bundle.golden import GOLDEN_NAME, golden_file
 from te_export.bundle.manifest_writer import build_manifest, build_variant, model_info
+from te_export.bundle.staged_graphs import StagedGraphs
 from te_export.bundle.staging import StagedBundle, check_target, leftovers
 from te_export.bundle.variant_writer import write_variant
 from te_export.capture.opset import choose_opset
@@ -29,7 +30,7 @@ from te_export.options import ExportOptions, ExportResult
 from te_export.partition import partition
 from te_export.progress import Progress, SilentProgress, Steps
 from te_export.report.markdown import REPORT_NAME, render_report
-from te_export.verify.parity import StagedGraphs, verify_graphs
+from te_export.verify.parity import verify_graphs
 from te_export.verify.probe_rows import make_probe_rows
 from te_export.verify.references import References, evaluate_references, utilization
 from te_export.verify.structure import check_structure
@@ -56,7 +57,6 @@ class _Written:
 
     info: ModelInfo
     notes: tuple[str, ...]
-    task_size_bytes: dict[str, int]
     graphs: StagedGraphs
     references: References
 
@@ -117,8 +117,9 @@ def export(
         bundle=target,
         published=not options.dry_run,
         manifest=manifest,
-        task_size_bytes=written.task_size_bytes,
+        task_size_bytes=dict(written.graphs.task_size_bytes),
         notes=(*notes, *written.notes),
+        size_bytes=sum(entry.size_bytes for entry in staged.files),
         step_seconds=steps.seconds,
     )
 
@@ -146,15 +147,9 @@ def _write_graphs(
         step.detail = (
             f"{len(staged.files)} files, {sum(entry.size_bytes for entry in staged.files) / 1e6:.1f} MB"
         )
-    sizes = {entry.path: entry.size_bytes for entry in staged.files}
     return _Written(
         info=model_info(model, sha256),
         notes=model.notes,
-        task_size_bytes={
-            task.name: sizes[written.graph.path]
-            + model.bytes_of(model.trunk_parameters | task.tail_parameters)
-            for task, written in zip(model.tasks, files.tasks, strict=True)
-        },
         graphs=files,
         references=references,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -134,7 +135,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
         _print_json(bundle_json(opened))
         return
     _print_lines(bundle_text(opened))
-    click.echo(f"Next: te-runtime verify {bundle}")
+    click.echo(f"Next: te-runtime verify {shlex.quote(str(bundle))}")
 
 
 @main.command()
@@ -160,7 +161,9 @@ def verify(
     else:
         _print_lines(verify_text(str(bundle), report))
         click.echo(
-            f"Next: te-runtime run {bundle} input.npz" if report.ok else "This bundle must not be used here."
+            f"Next: te-runtime run {shlex.quote(str(bundle))} input.npz"
+            if report.ok
+            else "This bundle must not be used here."
         )
     if not report.ok:
         ctx.exit(MISMATCH_EXIT_CODE)

@@ -183,6 +183,17 @@ class TaskParity:
     prediction: OutputParity
     routing_weights: OutputParity | None
 
+    @property
+    def outputs(self) -> dict[str, OutputParity]:
+        """The parity of each output that the task has, by name."""
+        weights = {} if self.routing_weights is None else {"routing weights": self.routing_weights}
+        return {"prediction": self.prediction, **weights}
+
+    @property
+    def worst_ratio(self) -> float | None:
+        """The largest error over torch's own, of any output and group; None where torch made no error."""
+        return max((out.ratio for out in self.outputs.values() if out.ratio is not None), default=None)
+
 
 @dataclass(frozen=True)
 class Variant:

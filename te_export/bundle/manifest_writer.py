@@ -10,8 +10,8 @@ import onnxscript
 import torch
 
 from te_export.bundle.graph_file import WEIGHTS_NAME
+from te_export.bundle.staged_graphs import StagedGraphs
 from te_export.models.exportable import ExportableModel
-from te_export.verify.parity import StagedGraphs
 from te_export.version import VERSION
 from te_runtime.manifest import (
     FORMAT_NAME,

@@ -71,14 +71,16 @@ def _check_replaceable(target: Path) -> None:
     """--force replaces bundles, not whatever folder was named by mistake, and never a file that no export
     wrote.
     """
-    present = {
-        str(path.relative_to(target)) for path in target.rglob("*") if not path.is_dir() or path.is_symlink()
-    }
-    if not present:
-        return
     try:
+        if not any(target.iterdir()):
+            return
         data = (target / MANIFEST_NAME).read_bytes()
         manifest = parse_manifest(data, str(target / MANIFEST_NAME))
+        present = {
+            str(path.relative_to(target))
+            for path in target.rglob("*")
+            if path.is_symlink() or not path.is_dir()
+        }
     except (OSError, TeRuntimeError) as error:
         raise OutputError(
             f"{target}: holds files but is not a te-export bundle, so --force does not replace it ({error}). "
@@ -123,6 +125,10 @@ class StagedBundle:
     def files(self) -> tuple[FileEntry, ...]:
         """Every file written so far, by path."""
         return tuple(self._files[path] for path in sorted(self._files))
+
+    def size_bytes(self, path: str) -> int:
+        """Size of a file that was written."""
+        return self._files[path].size_bytes
 
     def write(self, path: str, chunks: Iterable[bytes | memoryview]) -> FileEntry:
         """Write one file of the bundle, flushed to disk, and remember its size and sha256.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from te_export.bundle.graph_file import WEIGHTS_NAME, linked_bytes, standalone_bytes, tensor_specs
+from te_export.bundle.staged_graphs import StagedGraphs
 from te_export.bundle.staging import StagedBundle
 from te_export.bundle.weights_file import WeightsLayout, plan_weights, weight_chunks
 from te_export.partition import GraphSet
-from te_export.verify.parity import StagedGraphs
 from te_runtime.manifest import GraphSpec, TaskGraphs
 
 __all__ = ["write_variant"]
@@ -41,7 +41,16 @@ def write_variant(staged: StagedBundle, graphs: GraphSet, *, folder: str, standa
         joint=_write_linked(staged, graphs.joint, f"{folder}/joint.onnx", layout),
         trunk=_write_linked(staged, graphs.trunk, f"{folder}/trunk.onnx", layout),
         tasks=tasks,
+        task_size_bytes={
+            name: _size_alone(staged, model, layout, path=f"{folder}/task-{name}.onnx")
+            for name, model in graphs.tasks.items()
+        },
     )
+
+
+def _size_alone(staged: StagedBundle, model: ir.Model, layout: WeightsLayout, *, path: str) -> int:
+    weights = sum(layout.places[name][1] for name in model.graph.initializers if name in layout.places)
+    return staged.size_bytes(path) + weights
 
 
 def _write_linked(staged: StagedBundle, model: ir.Model, path: str, layout: WeightsLayout) -> GraphSpec:

@@ -42,6 +42,11 @@ def capture(model: ExportableModel, opset: int) -> JointGraph:
 
 
 def _export(model: ExportableModel) -> ir.Model:
+    from torch._dynamo.exc import (
+        TorchDynamoException,  # now: looked up in an `except`, an interrupt could meet it
+    )
+    from torch.onnx.errors import OnnxExporterError  # half imported
+
     batch = torch.export.Dim(BATCH)
     try:
         program = torch.export.export(
@@ -50,12 +55,7 @@ def _export(model: ExportableModel) -> ir.Model:
         onnx_program = torch.onnx.export(
             program, dynamo=True, opset_version=OLDEST_OPSET, optimize=False, verbose=False
         )
-    except (
-        torch._dynamo.exc.TorchDynamoException,
-        torch.onnx.errors.OnnxExporterError,
-        RuntimeError,
-        ValueError,
-    ) as error:
+    except (TorchDynamoException, OnnxExporterError, RuntimeError, ValueError) as error:
         raise CaptureError(f"torch could not capture the model: {error}") from error
     if onnx_program is None:
         raise CaptureError("torch.onnx.export gave no program; this needs torch 2.9 or newer")

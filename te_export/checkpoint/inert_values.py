@@ -7,6 +7,7 @@ from typing import Final
 from te_export.checkpoint.inert import Inert, Name
 from te_export.checkpoint.inert_module import is_module, read_module
 from te_export.checkpoint.mappings import as_mapping
+from te_export.checkpoint.numpy_scalars import read_numpy_scalar
 from te_export.checkpoint.storages import Storages
 from te_export.checkpoint.tensors import build_tensor, describe_tensor, is_tensor
 from te_export.checkpoint.values import (
@@ -57,6 +58,9 @@ def _open(value: object, storages: Storages, limit: WorkLimit) -> Value:
 def _open_record(record: Inert, storages: Storages, limit: WorkLimit) -> Value:
     if is_tensor(record):
         return TensorValue(lambda: build_tensor(describe_tensor(record), storages))
+    number = read_numpy_scalar(record)
+    if number is not None:
+        return Scalar(number)
     class_name = record.name.qualname.rpartition(".")[2] if record.name else "object"
     if is_module(record):
         return Module(class_name, lambda: read_module(record, limit))

@@ -31,6 +31,7 @@ __all__ = ["JointTaskExpert", "load_task_expert"]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CHUNK = 2**24
+_SHOWN_TENSORS = 20
 _TRAINING_SETTINGS = {"dropout", "learning_rate", "weight_decay"}
 
 
@@ -66,10 +67,19 @@ def load_task_expert(
             NaN or infinite; config and shapes disagree.
         UsageError: a task name is unknown or not allowed.
     """
+    try:
+        return _load(checkpoint, task_names=task_names, tasks=tasks)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
+
+
+def _load(
+    checkpoint: Checkpoint, *, task_names: Sequence[str] | None, tasks: Sequence[str] | None
+) -> ExportableModel:
     state, notes = _usable_state(checkpoint)
     sizes = read_sizes(state)
     config, config_notes = _settle_config(checkpoint, sizes)
-    check_shapes(state, config, _describe_source(checkpoint))
+    check_shapes(state, config, "the sizes most of its tensors agree on")
     names = name_tasks(config.num_tasks, asked=task_names, in_file=checkpoint.task_names)
     task_ids = select_tasks(names, tasks)
     _check_values(state)
@@ -83,7 +93,7 @@ def _usable_state(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], list[str]]
     if not looks_like_task_expert(state):
         shown = "\n  ".join(f"{name} {list(tensor.shape)}" for name, tensor in list(state.items())[:8])
         raise CheckpointError(
-            f"{checkpoint.path}: not a TaskExpert checkpoint: expected tensors named backbone.network.*, "
+            f"not a TaskExpert checkpoint: expected tensors named backbone.network.*, "
             "experts.N.network.*, "
             f"gating_networks.N.gate.*, task_heads.N.head.*; found {len(state)} tensors, the first of "
             f"them:\n  {shown}\n"
@@ -98,7 +108,7 @@ def _usable_state(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], list[str]]
     if odd:
         which = [name for name, tensor in state.items() if tensor.dtype not in _FLOATS]
         raise CheckpointError(
-            f"{checkpoint.path}: {len(which)} tensors have dtype {', '.join(sorted(odd))}, expected "
+            f"{len(which)} tensors have dtype {', '.join(sorted(odd))}, expected "
             "float32, float64, float16 or bfloat16: "
             f"{', '.join(which[:5])}. Export from the unquantized checkpoint."
         )
@@ -106,10 +116,6 @@ def _usable_state(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], list[str]]
     if other:
         notes.append(f"{' and '.join(other)} weights were converted to float32")
     return state, notes
-
-
-def _describe_source(checkpoint: Checkpoint) -> str:
-    return f"the sizes most of its tensors agree on ({checkpoint.path.name})"
 
 
 def _settle_config(checkpoint: Checkpoint, sizes: Sizes) -> tuple[TaskExpertConfig, list[str]]:
@@ -122,9 +128,7 @@ def _settle_config(checkpoint: Checkpoint, sizes: Sizes) -> tuple[TaskExpertConf
     ]
     if conflicts:
         raise CheckpointError(
-            f"{checkpoint.path}: the config in the file and its tensors disagree:\n  "
-            + "\n  ".join(conflicts)
-            + "\n"
+            "the config in the file and its tensors disagree:\n  " + "\n  ".join(conflicts) + "\n"
             "Save the checkpoint again with the config it was trained with, or without any config."
         )
     known = {field.name for field in dataclasses.fields(TaskExpertConfig)} | {"task_names"}
@@ -143,7 +147,7 @@ def _settle_config(checkpoint: Checkpoint, sizes: Sizes) -> tuple[TaskExpertConf
             final_relu=final_relu_of(checkpoint.layer_types, _final_relu_in_config(checkpoint, found)),
         )
     except ValueError as error:
-        raise CheckpointError(f"{checkpoint.path}: no TaskExpert model has this config: {error}") from error
+        raise CheckpointError(f"no TaskExpert model has this config: {error}") from error
     return config, notes
 
 
@@ -151,8 +155,7 @@ def _final_relu_in_config(checkpoint: Checkpoint, found: Mapping[str, ConfigValu
     value = found.get("final_relu")
     if value is not None and not isinstance(value, bool):
         raise CheckpointError(
-            f"{checkpoint.path}: final_relu in {checkpoint.config_source} is {value!r}, expected true or "
-            "false"
+            f"final_relu in {checkpoint.config_source} is {value!r}, expected true or false"
         )
     return value
 
@@ -183,9 +186,10 @@ def _check_values(state: Mapping[str, Tensor]) -> None:
         if nans or infs:
             bad.append(f"{name}: {nans} NaN and {infs} infinite of {tensor.numel()}")
     if bad:
+        more = [f"… and {len(bad) - _SHOWN_TENSORS} more tensors"] if len(bad) > _SHOWN_TENSORS else []
         raise CheckpointError(
             f"{len(bad)} tensors hold values that are NaN or infinite in float32:\n  "
-            + "\n  ".join(bad)
+            + "\n  ".join([*bad[:_SHOWN_TENSORS], *more])
             + "\n"
             "The training diverged before this checkpoint was saved; export an earlier one."
         )

@@ -23,13 +23,13 @@ def result_object(result: ExportResult) -> dict[str, object]:
                 "output_shape": list(task.prediction.shape),
                 "max_abs_error": parity.prediction.max_abs_error,
                 "torch_max_abs_error": parity.prediction.torch_max_abs_error,
-                "ratio": parity.prediction.ratio,
+                "ratio": parity.worst_ratio,
                 "argmax_agreement": parity.prediction.argmax_agreement,
                 "size_bytes": result.task_size_bytes[task.name],
             }
             for task, parity in zip(result.manifest.tasks, result.manifest.variants[0].parity, strict=True)
         ],
-        "size_bytes": sum(entry.size_bytes for entry in result.manifest.files),
+        "size_bytes": result.size_bytes,
         "notes": list(result.notes),
         "step_seconds": dict(result.step_seconds),
         "manifest": manifest,

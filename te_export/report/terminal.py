@@ -21,12 +21,12 @@ def result_lines(result: ExportResult, *, verbose: bool) -> Iterator[str]:
     """The lines to print, for a terminal or a pipe alike."""
     yield ""
     yield from _table(result)
-    total = sum(entry.size_bytes for entry in result.manifest.files)
     apart = sum(result.task_size_bytes.values())
-    count = len(result.task_size_bytes)
-    yield f"{count} tasks in {_megabytes(total)}; exported apart they would take {_megabytes(apart)}."
-    yield "max error: of the prediction on ordinary rows, against torch in float64, the worst of every graph."
-    yield "vs torch: the error over torch float32's own, in the group of rows where that is worst."
+    saving = f"; exported apart they would take {_megabytes(apart)}" if apart > result.size_bytes else ""
+    yield f"{len(result.task_size_bytes)} tasks in {_megabytes(result.size_bytes)}{saving}."
+    yield "max error:  of the prediction on ordinary rows, against torch in float64, the worst of every graph"
+    yield "vs torch:   error over torch float32's own, prediction and routing weights, in the worst group of rows"
+    yield "size alone: the task's graph with the weights it reads, most of which the tasks share"
     if verbose:
         producer = result.manifest.producer
         yield f"opset {producer.opset}, onnxruntime {producer.onnxruntime}, torch {producer.torch}"
@@ -47,7 +47,7 @@ def _table(result: ExportResult) -> list[str]:
     for heading in ("max error", "vs torch", "size alone"):
         table.add_column(heading, justify="right", no_wrap=True)
     for task, parity in zip(result.manifest.tasks, result.manifest.variants[0].parity, strict=True):
-        ratio = _worst_ratio(parity)
+        ratio = parity.worst_ratio
         table.add_row(
             task.name,
             "(" + ", ".join(str(axis) for axis in task.prediction.shape) + ")",
@@ -63,11 +63,6 @@ def _table(result: ExportResult) -> list[str]:
 
 def _ordinary_error(parity: TaskParity) -> float:
     return next(group.max_abs_error for group in parity.prediction.groups if group.group == "ordinary")
-
-
-def _worst_ratio(parity: TaskParity) -> float | None:
-    outputs = [parity.prediction, *([parity.routing_weights] if parity.routing_weights else [])]
-    return max((output.ratio for output in outputs if output.ratio is not None), default=None)
 
 
 def _megabytes(size_bytes: int) -> str:

@@ -8,12 +8,11 @@ standalone, at every batch size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from te_export.bundle.staged_graphs import StagedGraphs
 from te_export.capture.joint_graph import EXPERT_FEATURES, prediction_name, routing_weights_name
 from te_export.errors import GateError, ParityError
 from te_export.partition import PREDICTION, ROUTING_WEIGHTS
@@ -22,22 +21,12 @@ from te_export.verify.graph_runs import GraphRun, run_graph, run_tail
 from te_export.verify.references import OutputReference, References
 from te_export.verify.tolerance import TORCH_FACTOR, Tolerance
 from te_runtime.errors import BundleError
-from te_runtime.manifest import GraphSpec, GroupParity, OutputParity, TaskGraphs, TaskParity
+from te_runtime.manifest import GroupParity, OutputParity, TaskParity
 
-__all__ = ["StagedGraphs", "verify_graphs"]
+__all__ = ["verify_graphs"]
 
 _SHOWN_FAILURES = 12
 _SUM_ULPS = 4.0
-
-
-@dataclass(frozen=True)
-class StagedGraphs:
-    """The graphs of one variant as written, not yet published."""
-
-    root: Path
-    joint: GraphSpec
-    trunk: GraphSpec
-    tasks: tuple[TaskGraphs, ...]
 
 
 class _Judge:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import te_export
+from te_export.bundle.staged_graphs import StagedGraphs
 from te_export.bundle.staging import StagedBundle
 from te_export.capture.joint_graph import JointGraph
 from te_export.capture.opset import newest_opset
@@ -24,7 +25,6 @@ from te_export.models.exportable import ExportableModel
 from te_export.models.task_expert import TaskExpertConfig, TaskExpertModel
 from te_export.models.task_expert_checkpoint import load_task_expert
 from te_export.partition import GraphSet, partition
-from te_export.verify.parity import StagedGraphs
 from te_export.verify.probe_rows import make_probe_rows
 from te_export.verify.references import References, evaluate_references
 from te_export.verify.torch_threads import reference_threads
@@ -169,7 +169,7 @@ def staged_graphs() -> Callable[[Path], StagedGraphs]:
     def staged(root: Path) -> StagedGraphs:
         manifest: Manifest = parse_manifest((root / "manifest.json").read_bytes(), "manifest.json")
         (variant,) = manifest.variants
-        return StagedGraphs(root=root, joint=variant.joint, trunk=variant.trunk, tasks=variant.tasks)
+        return StagedGraphs(root=root, joint=variant.joint, trunk=variant.trunk, tasks=variant.tasks, task_size_bytes={})
 
     return staged
 

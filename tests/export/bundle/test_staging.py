@@ -292,7 +292,6 @@ def test_force_does_not_replace_a_folder_that_is_no_bundle(target: Path, manifes
     assert (target / "photo.jpg").read_text() == "mine"
 
 
-@pytest.mark.xfail(strict=True, reason="B25 in /tmp/bugs-export.md")
 def test_force_does_not_walk_through_a_folder_that_is_no_bundle(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,7 +304,6 @@ def test_force_does_not_walk_through_a_folder_that_is_no_bundle(
         check_target(target, force=True)
 
 
-@pytest.mark.xfail(strict=True, reason="B25 in /tmp/bugs-export.md")
 def test_a_bundle_that_cannot_be_looked_through_is_refused(
     target: Path, old: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

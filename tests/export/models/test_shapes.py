@@ -90,7 +90,7 @@ def test_one_damaged_tensor_is_found_out_by_the_others(name: str) -> None:
 
     message = str(caught.value)
     assert f"misshaped  {name}: expected {right}, found {list(state[name].shape)}" in message
-    assert message.startswith("1 tensors")
+    assert message.startswith("1 tensor does not fit")
 
 
 def test_missing_extra_and_misshaped_tensors_are_all_listed_with_the_nearest_name() -> None:

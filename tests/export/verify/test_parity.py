@@ -14,9 +14,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import te_export
+from te_export.bundle.staged_graphs import StagedGraphs
 from te_export.errors import GateError, ParityError
 from te_export.verify.batches import plan_batches
-from te_export.verify.parity import StagedGraphs, verify_graphs
+from te_export.verify.parity import verify_graphs
 from te_export.verify.references import OutputReference, References
 from te_export.verify.tolerance import Tolerance
 

@@ -1,0 +1,27 @@
+"""The graphs of one variant as written, not yet published: the dataclass between writing and verifying."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from te_runtime.manifest import GraphSpec, TaskGraphs
+
+__all__ = ["StagedGraphs"]
+
+
+@dataclass(frozen=True)
+class StagedGraphs:
+    """Where the graphs are and what they read and give.
+
+    Attributes:
+        root: the staged bundle; the paths of the graphs are relative to it.
+        task_size_bytes: by task, what its task graph takes alone: the file and the weights it points to.
+    """
+
+    root: Path
+    joint: GraphSpec
+    trunk: GraphSpec
+    tasks: tuple[TaskGraphs, ...]
+    task_size_bytes: Mapping[str, int]
