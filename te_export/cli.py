@@ -112,7 +112,11 @@ class _PrecisionList(_CommaList):
     help="Let the checkpoint RUN CODE on this machine to rebuild its objects. Only for files you trust.",
 )
 @click.option("--force", is_flag=True, help="Replace a bundle that stands where the new one goes.")
-@click.option("--dry-run", is_flag=True, help="Do everything, checks included, and write nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Do everything, checks included, then remove it: the target stays as it is.",
+)
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on standard output and nothing else there."
 )

@@ -33,7 +33,7 @@ class ExportOptions:
         dry_run: do everything, checks included, and publish nothing.
 
     Raises:
-        UsageError: a precision is asked for that this release does not build.
+        UsageError: a value is of another type, or a precision is asked for that this release does not build.
     """
 
     tasks: tuple[str, ...] | None = None
@@ -48,6 +48,11 @@ class ExportOptions:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
+        for name, value in (("tasks", self.tasks), ("task_names", self.task_names)):
+            if isinstance(value, str):
+                raise UsageError(f"{name}: got the text {value!r:.80}, expected names: pass ({value!r:.80},)")
+        if self.opset is not None and type(self.opset) is not int:
+            raise UsageError(f"opset: got {self.opset!r:.40}, expected a whole number")
         unknown = [precision for precision in self.precisions if precision != "fp32"]
         if unknown or not self.precisions:
             raise UsageError(f"precisions {self.precisions!r}: this release builds 'fp32', and at least that")

@@ -16,6 +16,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from te_export.bundle.golden import GOLDEN_NAME, golden_file
 from te_export.bundle.manifest_writer import build_manifest, build_variant, model_info
 from te_export.bundle.staged_graphs import StagedGraphs
@@ -101,7 +103,8 @@ def export(
     opset = choose_opset(options.opset)
     notes = [f"{path} was left by an export; remove it if none is running" for path in leftovers(target)]
     with StagedBundle(target, force=options.force) as staged:
-        written = _write_graphs(source, options, opset, staged, steps)
+        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller's own mode is
+            written = _write_graphs(source, options, opset, staged, steps)
         gc.collect()  # torch's graphs hold the weights in reference cycles
         with steps.step("verify") as step:
             parity = verify_graphs(written.graphs, written.references, tolerance)

@@ -155,7 +155,7 @@ class StagedBundle:
         return entry
 
     def check_room(self, size_bytes: int) -> None:
-        """Refuse early where the disk has less room than the bundle needs.
+        """Refuse early where the disk has less room than the weights need.
 
         Raises:
             OutputError: with both figures.

@@ -13,8 +13,6 @@ from te_runtime.manifest import GraphSpec, TaskGraphs
 
 __all__ = ["write_variant"]
 
-_GRAPH_BYTES_ESTIMATE = 64 * 1024
-
 
 def write_variant(staged: StagedBundle, graphs: GraphSet, *, folder: str, standalone: bool) -> StagedGraphs:
     """Write `<folder>/weights.bin`, joint, trunk, task and tail graphs, and standalone graphs if asked for.
@@ -23,7 +21,8 @@ def write_variant(staged: StagedBundle, graphs: GraphSet, *, folder: str, standa
         OutputError: the disk is full or cannot be written; a standalone graph would pass 2 GiB.
     """
     layout = plan_weights(graphs.joint.graph)
-    staged.check_room(layout.size_bytes + _GRAPH_BYTES_ESTIMATE * (2 + 2 * len(graphs.tasks)))
+    alone = sum(_weight_bytes(model, layout) for model in graphs.tasks.values()) if standalone else 0
+    staged.check_room(layout.size_bytes + alone)
     staged.write(f"{folder}/{WEIGHTS_NAME}", weight_chunks(graphs.joint.graph, layout))
     tasks = tuple(
         TaskGraphs(
@@ -49,8 +48,11 @@ def write_variant(staged: StagedBundle, graphs: GraphSet, *, folder: str, standa
 
 
 def _size_alone(staged: StagedBundle, model: ir.Model, layout: WeightsLayout, *, path: str) -> int:
-    weights = sum(layout.places[name][1] for name in model.graph.initializers if name in layout.places)
-    return staged.size_bytes(path) + weights
+    return staged.size_bytes(path) + _weight_bytes(model, layout)
+
+
+def _weight_bytes(model: ir.Model, layout: WeightsLayout) -> int:
+    return sum(layout.places[name][1] for name in model.graph.initializers if name in layout.places)
 
 
 def _write_linked(staged: StagedBundle, model: ir.Model, path: str, layout: WeightsLayout) -> GraphSpec:

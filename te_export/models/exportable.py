@@ -65,4 +65,4 @@ class ExportableModel:
 
     def example_rows(self, rows: int) -> Tensor:
         """Zeros (rows, input_dim) float32, for tracing."""
-        return torch.zeros(rows, self.input_dim)
+        return torch.zeros(rows, self.input_dim, dtype=torch.float32)

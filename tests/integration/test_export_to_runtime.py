@@ -216,7 +216,7 @@ def test_every_weight_is_stored_once(result: te_export.ExportResult, model: Task
                 assert where["location"] == "weights.bin"
                 place = (int(where["offset"]), int(where["length"]))
                 assert places.setdefault(tensor.name, place) == place
-    assert len(places) > 20
+    assert len(places) == 15  # the other tensors are small and stay inside the graphs
     for name, (offset, length) in places.items():
         stored = np.frombuffer(weights[offset : offset + length], "<f4")
         assert np.array_equal(stored, state[name].numpy().reshape(-1))
