@@ -5,6 +5,7 @@ Imports nothing heavy, so that --help answers at once; torch comes with the firs
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -27,6 +28,7 @@ __all__ = ["command", "main"]
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
+_CANNOT_PRINT = 74
 _INTERNAL_ERROR = 70
 _PRECISIONS: tuple[Precision, ...] = ("fp32",)
 
@@ -139,7 +141,7 @@ def command(
     as_json: bool,
     verbose: bool,
     quiet: bool,
-) -> None:
+) -> str:
     """Turn a trained multi-task mixture-of-experts CHECKPOINT (.pt, .pth, .safetensors) into a verified
     ONNX bundle.
 
@@ -169,9 +171,12 @@ def command(
     if as_json:
         from te_export.report.machine import result_object
 
-        click.echo(json.dumps(result_object(result), allow_nan=False))
-    elif not quiet:
-        _print_result(result, verbose=verbose)
+        return json.dumps(result_object(result), allow_nan=False)
+    if quiet:
+        return ""
+    from te_export.report.terminal import result_lines
+
+    return "\n".join(result_lines(result, verbose=verbose))
 
 
 class _StepLines:
@@ -210,13 +215,6 @@ def _run(checkpoint: Path, output: Path | None, options: ExportOptions, progress
     return export(checkpoint, output, options, progress)
 
 
-def _print_result(result: ExportResult, *, verbose: bool) -> None:
-    from te_export.report.terminal import result_lines
-
-    for line in result_lines(result, verbose=verbose):
-        click.echo(line)
-
-
 def main() -> None:
     """Entry point: every outcome becomes an exit code, and no error shows a traceback without -v."""
     for name in ("SIGTERM", "SIGHUP"):
@@ -224,7 +222,7 @@ def main() -> None:
             signal.signal(getattr(signal, name), _interrupt)
     arguments = sys.argv[1:]
     try:
-        code = command.main(args=arguments, prog_name="te-export", standalone_mode=False)
+        text = command.main(args=arguments, prog_name="te-export", standalone_mode=False)
     except (TeExportError, TeRuntimeError) as error:
         _fail(str(error), error, error.exit_code, arguments)
     except click.ClickException as error:
@@ -234,13 +232,30 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt) as error:
         message = "interrupted; the output folder is as it was, or already holds the whole new bundle"
         _fail(message, error, _INTERRUPTED, arguments)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(_BROKEN_PIPE)
     except Exception as error:  # noqa: BLE001 - the outermost frame: whatever is left is a defect of ours
         message = f"internal error, {type(error).__name__}: {error}. Please report it with what -v prints."
         _fail(message, error, _INTERNAL_ERROR, arguments)
-    sys.exit(code if isinstance(code, int) else 0)
+    else:
+        sys.exit(_print(text if isinstance(text, str) else ""))
+
+
+def _print(text: str) -> int:
+    """Print the result of an export that is done, and give the exit code.
+
+    click itself would end with 1 where a pipe is closed early, which says that a check failed.
+    """
+    try:
+        if text:
+            click.echo(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        click.echo(f"error: the export is done, but its result could not be printed: {error}", err=True)
+        return _CANNOT_PRINT
+    return 0
 
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:
@@ -255,11 +270,9 @@ def _fail(message: str, error: BaseException, code: int, arguments: list[str], *
         click.echo("\r\x1b[2K", nl=False, err=True)
     click.echo(f"{before}error: {message}", err=True)
     if "--json" in arguments:
-        click.echo(
-            json.dumps(
-                {"status": "error", "error": type(error).__name__, "message": message, "exit_code": code}
-            )
-        )
+        told = {"status": "error", "error": type(error).__name__, "message": message, "exit_code": code}
+        with contextlib.suppress(OSError):  # standard output is full or closed; the exit code still tells
+            click.echo(json.dumps(told))
     sys.exit(code)
 
 

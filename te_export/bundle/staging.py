@@ -53,7 +53,11 @@ def check_target(target: Path, *, force: bool) -> None:
         raise OutputError(f"{parent}: not writable. Choose another folder with -o DIR.")
     if not os.path.lexists(target):
         return
-    if target.is_symlink() or not target.is_dir():
+    if target.is_symlink():
+        raise OutputError(
+            f"{target}: is a symbolic link. Name the folder it points to, or another with -o DIR."
+        )
+    if not target.is_dir():
         raise OutputError(f"{target}: exists and is not a folder. Choose another with -o DIR.")
     if not force:
         raise OutputError(

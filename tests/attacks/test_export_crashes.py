@@ -23,7 +23,9 @@ import torch
 
 from te_export.models.task_expert import TaskExpertConfig, TaskExpertModel
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and POSIX signals: Linux or macOS")
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="needs fork and POSIX signals: Linux or macOS"
+)
 
 DRIVER = '''
 import json, os, resource, shutil, signal, sys, time
@@ -344,7 +346,11 @@ def test_a_full_disk_leaves_it_empty(checked: bool, tiny_disk: Path, exporter: E
     )
 
     assert record["code"] == 2, record
-    assert "no space for the bundle" in str(record["output"]) if checked else "No space left" in str(record["output"])
+    assert (
+        "no space for the bundle" in str(record["output"])
+        if checked
+        else "No space left" in str(record["output"])
+    )
     assert list(tiny_disk.iterdir()) == []
     assert_tidy(record)
 
@@ -378,4 +384,3 @@ def test_a_whole_process_interrupted_in_the_capture_leaves_nothing(tmp_path: Pat
     assert json.loads(out)["exit_code"] == 130
     assert "Traceback" not in err
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
-

@@ -169,7 +169,9 @@ def staged_graphs() -> Callable[[Path], StagedGraphs]:
     def staged(root: Path) -> StagedGraphs:
         manifest: Manifest = parse_manifest((root / "manifest.json").read_bytes(), "manifest.json")
         (variant,) = manifest.variants
-        return StagedGraphs(root=root, joint=variant.joint, trunk=variant.trunk, tasks=variant.tasks, task_size_bytes={})
+        return StagedGraphs(
+            root=root, joint=variant.joint, trunk=variant.trunk, tasks=variant.tasks, task_size_bytes={}
+        )
 
     return staged
 

@@ -85,7 +85,9 @@ def model(model_pt: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def fake_export(monkeypatch: pytest.MonkeyPatch, exported: te_export.ExportResult) -> list[tuple[object, ...]]:
+def fake_export(
+    monkeypatch: pytest.MonkeyPatch, exported: te_export.ExportResult
+) -> list[tuple[object, ...]]:
     """te_export.export answers at once with `exported`; the calls it got."""
     from te_export import pipeline
 
@@ -150,7 +152,15 @@ def test_help_names_every_option_exit_code_and_an_example(command: Command) -> N
     shown = command("--help")
 
     assert shown.code == 0
-    for option in ("--output", "--task NAME", "--task-names", "--precision", "--opset", "--standalone", "--atol"):
+    for option in (
+        "--output",
+        "--task NAME",
+        "--task-names",
+        "--precision",
+        "--opset",
+        "--standalone",
+        "--atol",
+    ):
         assert option in shown.out
     for option in ("--rtol", "--trust-pickle", "--force", "--dry-run", "--json", "--verbose", "--quiet"):
         assert option in shown.out
@@ -213,7 +223,9 @@ def test_dry_run_checks_everything_and_writes_nothing(command: Command, model: P
     assert list(model.parent.iterdir()) == [model]
 
 
-def test_a_subset_of_renamed_tasks_at_an_older_opset_standing_alone_too(command: Command, model: Path) -> None:
+def test_a_subset_of_renamed_tasks_at_an_older_opset_standing_alone_too(
+    command: Command, model: Path
+) -> None:
     names = ("--task-names", "click,buy,like")
 
     done = command(model, *names, "--task", "like", "--task", "click", "--opset", "19", "--standalone", "-q")
@@ -396,7 +408,9 @@ def test_usage_errors(kind: str, command: Command, model: Path) -> None:
     assert list(model.parent.iterdir()) == [model]
 
 
-@pytest.mark.parametrize("name", [".", "..", "/", "", "folder", "folder/", "nowhere.pt", "nowhere/model.pt", "model.pt/x"])
+@pytest.mark.parametrize(
+    "name", [".", "..", "/", "", "folder", "folder/", "nowhere.pt", "nowhere/model.pt", "model.pt/x"]
+)
 def test_checkpoints_that_are_no_files(
     name: str, command: Command, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

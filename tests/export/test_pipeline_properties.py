@@ -125,7 +125,9 @@ def test_weights_stored_the_other_way_round_end_in_the_same_bundle(
 ) -> None:
     state = make_model(3, num_experts=2, task_output_dims=(2,)).state_dict()
     torch.save(state, tmp_path / "out_in.pt")
-    torch.save({n: t.t().contiguous() if t.ndim == 2 else t for n, t in state.items()}, tmp_path / "in_out.pt")
+    torch.save(
+        {n: t.t().contiguous() if t.ndim == 2 else t for n, t in state.items()}, tmp_path / "in_out.pt"
+    )
 
     first, second = (te_export.export(tmp_path / name) for name in ("out_in.pt", "in_out.pt"))
 

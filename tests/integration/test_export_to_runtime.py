@@ -77,7 +77,9 @@ def bundle(result: te_export.ExportResult, tmp_path: Path) -> Path:
 
 
 def files(bundle: Path) -> dict[str, bytes]:
-    return {path.relative_to(bundle).as_posix(): path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(bundle).as_posix(): path.read_bytes() for path in bundle.rglob("*") if path.is_file()
+    }
 
 
 @torch.no_grad()
@@ -117,7 +119,9 @@ def test_predictions_are_the_oracles_within_the_manifests_bounds(
         assert found[name].routing_weights.shape == weights.shape == (rows, 3)
         if rows:
             assert np.abs(found[name].output - prediction).max() <= bound(result, name, "prediction")
-            assert np.abs(found[name].routing_weights - weights).max() <= bound(result, name, "routing_weights")
+            assert np.abs(found[name].routing_weights - weights).max() <= bound(
+                result, name, "routing_weights"
+            )
 
 
 @pytest.mark.parametrize("tasks", [["like"], ["buy", "click"], ["like", "click", "buy"]])
@@ -200,7 +204,9 @@ def test_standalone_graphs_run_with_nothing_beside_them(
     for task in OUTPUTS:
         path = Path(shutil.copy(result.bundle / f"fp32/standalone-{task}.onnx", tmp_path / "only.onnx"))
         assert [entry.name for entry in tmp_path.iterdir()] == ["only.onnx"]
-        (found, _) = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"x": x})
+        (found, _) = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(
+            None, {"x": x}
+        )
         assert np.abs(found - composed[task].output).max() <= 2 * bound(result, task, "prediction")
         path.unlink()
 
@@ -240,7 +246,10 @@ def test_golden_rows_are_what_the_manifest_says(result: te_export.ExportResult) 
 
 def te_runtime_command(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "te_runtime", *map(str, arguments)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "te_runtime", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -290,7 +299,8 @@ def reseal(bundle: Path, path: str) -> None:
     manifest = open_bundle(bundle, check="size").manifest
     digest = hashlib.sha256((bundle / path).read_bytes()).hexdigest()
     entries = tuple(
-        FileEntry(entry.path, entry.size_bytes, digest) if entry.path == path else entry for entry in manifest.files
+        FileEntry(entry.path, entry.size_bytes, digest) if entry.path == path else entry
+        for entry in manifest.files
     )
     changed = Manifest(**{**vars(manifest), "files": entries})
     (bundle / "manifest.json").write_bytes(serialize_manifest(changed))
@@ -335,7 +345,9 @@ def test_a_changed_byte_in_the_manifest_is_refused_with_the_file_named(bundle: P
             open_bundle(bundle, check="size").manifest  # noqa: B018
             missed.append(position)
         except BundleError as error:
-            assert "manifest.json" in str(error) or any(part in str(error) for part in ("fp32", "golden", "report"))
+            assert "manifest.json" in str(error) or any(
+                part in str(error) for part in ("fp32", "golden", "report")
+            )
     path.write_bytes(before)
     assert missed == []
 
