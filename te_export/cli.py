@@ -187,14 +187,25 @@ class _StepLines:
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty()
+        self._closed = False
 
     def started(self, step: str) -> None:
         if self._live:
-            click.echo(f"  {step:<10} …", nl=False, err=True)
+            self._say(f"  {step:<10} …", nl=False)
 
     def finished(self, step: str, detail: str, seconds: float) -> None:
         start = "\r\x1b[2K" if self._live else ""
-        click.echo(f"{start}  {step:<10} {seconds:6.2f} s  {detail}", err=True)
+        self._say(f"{start}  {step:<10} {seconds:6.2f} s  {detail}")
+
+    def _say(self, line: str, *, nl: bool = True) -> None:
+        """Nobody reading is no reason to end an export: after a closed pipe the steps go unsaid."""
+        if self._closed:
+            return
+        try:
+            click.echo(line, nl=nl, err=True)
+        except OSError:
+            self._closed = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _run(checkpoint: Path, output: Path | None, options: ExportOptions, progress: Progress) -> ExportResult:

@@ -95,9 +95,8 @@ def export(
     options = options or ExportOptions()
     tolerance = Tolerance(options.atol, options.rtol)
     source = Path(checkpoint)
-    if not os.path.isfile(source):  # noqa: PTH113 - unlike Path.is_file, it raises for no name whatever
-        read_checkpoint(source)  # says what is there instead
-    target = Path(output) if output is not None else default_output(source)
+    _require_file(source)
+    target = _named(Path(output) if output is not None else default_output(source))
     steps = Steps(progress or SilentProgress())
     check_target(target, force=options.force)
     opset = choose_opset(options.opset)
@@ -125,6 +124,17 @@ def export(
         size_bytes=sum(entry.size_bytes for entry in staged.files),
         step_seconds=steps.seconds,
     )
+
+
+def _named(target: Path) -> Path:
+    """`.` and `..` under their own names: what is written beside a folder must not land inside it."""
+    return target.resolve() if target.name in ("", "..") else target
+
+
+def _require_file(source: Path) -> None:
+    """Say what is wrong with the path before anything is said of the output folder."""
+    if not os.path.isfile(source):  # noqa: PTH113 - unlike Path.is_file, it raises for no name whatever
+        read_checkpoint(source)  # it knows what is there instead
 
 
 def _write_graphs(

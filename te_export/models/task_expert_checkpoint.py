@@ -91,12 +91,12 @@ def _load(
 def _usable_state(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], list[str]]:
     state = dict(checkpoint.state)
     if not looks_like_task_expert(state):
-        shown = "\n  ".join(f"{name} {list(tensor.shape)}" for name, tensor in list(state.items())[:8])
+        first = "\n  ".join(f"{name} {list(tensor.shape)}" for name, tensor in list(state.items())[:8])
         raise CheckpointError(
             f"not a TaskExpert checkpoint: expected tensors named backbone.network.*, "
             "experts.N.network.*, "
             f"gating_networks.N.gate.*, task_heads.N.head.*; found {len(state)} tensors, the first of "
-            f"them:\n  {shown}\n"
+            f"them:\n  {first}\n"
             "This release exports the TaskExpert family. If this is one, save model.state_dict() under its "
             "own parameter names."
         )
@@ -121,7 +121,7 @@ def _usable_state(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], list[str]]
 def _settle_config(checkpoint: Checkpoint, sizes: Sizes) -> tuple[TaskExpertConfig, list[str]]:
     found = dict(checkpoint.config or {})
     conflicts = [
-        f"{name}: {_shown(found[name])} in {checkpoint.config_source}, {_shown(size)} by the shapes of the "
+        f"{name}: {_listed(found[name])} in {checkpoint.config_source}, {_listed(size)} by the shapes of the "
         "tensors"
         for name, size in dataclasses.asdict(sizes).items()
         if found.get(name) is not None and _listed(found[name]) != _listed(size)
@@ -173,10 +173,6 @@ def _training_settings(found: Mapping[str, ConfigValue]) -> dict[str, Any]:
 
 def _listed(value: object) -> object:
     return list(value) if isinstance(value, list | tuple) else value
-
-
-def _shown(value: object) -> str:
-    return str(_listed(value))
 
 
 def _check_values(state: Mapping[str, Tensor]) -> None:

@@ -59,13 +59,15 @@ def test_relu_at_the_end_of_some_networks_only_is_refused_with_their_names() -> 
         ("backbone.network.1", "GELU", "ReLU"),
         ("backbone.network.0", "LazyLinear", "Linear"),
         ("experts.0.network.4", "LeakyReLU", "ReLU"),
-        ("experts.1.network.2", "BatchNorm1d", "Dropout or Identity"),
+        ("experts.1.network.2", "BatchNorm1d", "no such layer"),
         ("experts.0.network.7", "Tanh", "ReLU"),
-        ("experts.0.network.8", "Linear", "no layer"),
+        ("experts.0.network.8", "Linear", "no such layer"),
         ("gating_networks.0.gate.1", "Tanh", "ReLU"),
         ("gating_networks.0.gate.3", "Sigmoid", "Softmax"),
         ("task_heads.0.head.1", "ELU", "ReLU"),
-        ("task_heads.0.head.4", "Softmax", "no layer"),
+        ("task_heads.0.head.4", "Softmax", "no such layer"),
+        ("experts.0.activation", "Tanh", "no such layer"),
+        ("output_activation", "Sigmoid", "no such layer"),
     ],
 )
 def test_another_layer_in_a_place_is_refused_with_both(path: str, kind: str, expected: str) -> None:
