@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from dataclasses import dataclass
 
 __all__ = ["Cpu", "parse_cpuinfo", "usable_cpus"]
@@ -62,7 +61,7 @@ def parse_cpuinfo(text: str, *, architecture: str, usable: int, total: int) -> C
         key, separator, value = line.partition(":")
         if separator:
             fields.setdefault(key.strip().lower(), value.strip())
-    model = fields.get("model name") or fields.get("hardware") or platform.processor() or architecture
+    model = fields.get("model name") or fields.get("hardware") or architecture
     known = _ARM_FEATURES if architecture.lower() in ("aarch64", "arm64", "armv7l") else _X86_FEATURES
     found = set((fields.get("flags") or fields.get("features") or "").split())
     features = {name: not found.isdisjoint(names) for name, names in known.items()} if found else {}

@@ -10,6 +10,8 @@ from types import ModuleType
 
 import numpy as np
 
+from te_runtime.onnxruntime_install import onnxruntime_errors
+
 __all__ = ["probe_graph", "probe_provider"]
 
 _FLOAT = 1  # TensorProto.DataType
@@ -49,7 +51,7 @@ def probe_provider(ort: ModuleType, execution_provider: str, options: dict[str, 
         )
         providers = session.get_providers()
         (y,) = session.run(["y"], {"x": x})
-    except Exception as error:  # noqa: BLE001 - onnxruntime's own errors share no other base
+    except onnxruntime_errors(ort) as error:
         return " ".join(str(error).split())[:400]
     if providers[:1] != [execution_provider]:
         return f"onnxruntime gave {', '.join(providers)} instead"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import os
@@ -229,7 +230,7 @@ def test_every_weight_is_stored_once(result: te_export.ExportResult, model: Task
         if length >= 4096:
             assert offset % 4096 == 0
     ends = sorted((offset, offset + length) for offset, length in places.values())
-    assert all(first[1] <= second[0] for first, second in zip(ends, ends[1:], strict=False))
+    assert all(first[1] <= second[0] for first, second in itertools.pairwise(ends))
     assert len(weights) == ends[-1][1]
 
 
@@ -338,18 +339,11 @@ def test_a_changed_byte_in_the_manifest_is_refused_with_the_file_named(bundle: P
     path = bundle / "manifest.json"
     before = path.read_bytes()
     positions = np.linspace(0, len(before) - 1, 400).astype(int).tolist()
-    missed = []
     for position in positions:
         flip(path, position)
-        try:
-            open_bundle(bundle, check="size").manifest  # noqa: B018
-            missed.append(position)
-        except BundleError as error:
-            assert "manifest.json" in str(error) or any(
-                part in str(error) for part in ("fp32", "golden", "report")
-            )
-    path.write_bytes(before)
-    assert missed == []
+        with pytest.raises(BundleError, match=r"manifest\.json"):
+            open_bundle(bundle, check="size")
+        path.write_bytes(before)
 
 
 @pytest.mark.parametrize("damage", ["removed", "emptied", "cut", "grown"])
@@ -401,14 +395,6 @@ def test_another_process_in_another_folder_writes_the_same_bytes(
     found, expected = files(folder.parent / "out"), files(result.bundle)
     assert found.keys() == expected.keys()
     assert [name for name in expected if found[name] != expected[name]] == []
-
-
-def test_the_same_process_writes_the_same_bytes_again(result: te_export.ExportResult, tmp_path: Path) -> None:
-    options = te_export.ExportOptions(task_names=tuple(OUTPUTS), standalone=True)
-
-    again = te_export.export(result.bundle.parent / "model.pt", tmp_path / "again", options)
-
-    assert files(again.bundle) == files(result.bundle)
 
 
 # Many tasks

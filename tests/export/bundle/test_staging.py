@@ -229,7 +229,7 @@ def test_a_symlink_is_never_replaced(
 ) -> None:
     target.symlink_to(exported.bundle if kind == "to a bundle" else target.parent / "nowhere")
 
-    with pytest.raises(OutputError, match="exists and is not a folder"):
+    with pytest.raises(OutputError, match="is a symbolic link"):
         check_target(target, force=force)
 
     assert target.is_symlink()

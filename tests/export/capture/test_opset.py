@@ -34,7 +34,7 @@ def test_the_newest_is_the_default_and_known_to_onnx() -> None:
     assert OLDEST_OPSET < newest_opset() <= onnx.defs.onnx_opset_version()
 
 
-@pytest.mark.parametrize("asked", ALLOWED)
+@pytest.mark.parametrize("asked", sorted({*ALLOWED[::2], ALLOWED[-1]}))
 def test_every_allowed_opset_gives_right_graphs(asked: int, tiny: ExportableModel) -> None:
     joint = capture(tiny, choose_opset(asked))
     data = standalone_bytes(joint.model, "joint")
