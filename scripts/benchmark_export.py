@@ -137,7 +137,8 @@ def rms_ratios(bundle: Path, checkpoint: Path) -> dict[str, float]:
         found = loaded.predict(x)
     return {
         name: float(
-            np.sqrt(np.mean((found[name].output.astype(np.float64) - exact) ** 2)) / np.sqrt(np.mean((torchs - exact) ** 2))
+            np.sqrt(np.mean((found[name].output.astype(np.float64) - exact) ** 2))
+            / np.sqrt(np.mean((torchs - exact) ** 2))
         )
         for name, exact, torchs in zip(model.task_names, oracle, single, strict=True)
     }

@@ -76,12 +76,7 @@ def _run_options(command: Command) -> Command:
     """The options of commands that load the model."""
     for option in (
         click.option("--threads", type=int, help="CPU threads; default: half of the CPUs, at most four."),
-        click.option(
-            "--provider",
-            default="cpu",
-            show_default=True,
-            help="Where to run: cpu, cuda, or auto for cuda where it works.",
-        ),
+        click.option("--provider", default="cpu", show_default=True, help="Where to run: cpu."),
         click.option(
             "--precision", help="Which variant to run, for example fp32; default: the bundle's first."
         ),

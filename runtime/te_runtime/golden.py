@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from te_runtime.bundle import Bundle
-from te_runtime.executor import Executor, TaskReader
 from te_runtime.golden_rows import GoldenRows, read_golden_rows, take_rows
 from te_runtime.manifest import GraphSpec, TaskSpec, Variant
+from te_runtime.plan import TaskReader, TrunkPlan
 from te_runtime.prediction import Prediction
 from te_runtime.providers import Provider
 from te_runtime.session import open_session
@@ -94,14 +94,14 @@ class VerifyReport:
 
 
 def verify(
-    bundle: Bundle, variant: Variant, split: Executor, *, provider: Provider, threads: int
+    bundle: Bundle, variant: Variant, plan: TrunkPlan, *, provider: Provider, threads: int
 ) -> VerifyReport:
-    """Rerun the golden rows through the trunk and tails, and through every other graph of the variant.
+    """Rerun the golden rows through the loaded plan and through every other graph of the variant.
 
     Args:
         bundle: the bundle.
         variant: which of its variants.
-        split: trunk and tails of that variant, loaded.
+        plan: trunk and tails of that variant, loaded.
         provider: where to run.
         threads: CPU threads per graph.
 
@@ -112,7 +112,7 @@ def verify(
         BundleError: golden rows or a graph cannot be used.
     """
     golden = read_golden_rows(bundle, variant)
-    comparisons = list(_compare_split(golden, bundle, variant, split))
+    comparisons = list(_compare_plan(golden, bundle, variant, plan))
     for graph, tasks in _whole_graphs(bundle, variant):
         comparisons += _compare_graph(golden, bundle, graph, tasks, provider=provider, threads=threads)
     return VerifyReport(
@@ -135,11 +135,11 @@ def _whole_graphs(bundle: Bundle, variant: Variant) -> Iterator[tuple[GraphSpec,
             yield graphs.standalone, (task,)
 
 
-def _compare_split(
-    golden: GoldenRows, bundle: Bundle, variant: Variant, split: Executor
+def _compare_plan(
+    golden: GoldenRows, bundle: Bundle, variant: Variant, plan: TrunkPlan
 ) -> Iterator[Comparison]:
     for rows in _runs(golden):
-        predictions = split.run(take_rows(golden, rows), len(rows), bundle.manifest.task_names)
+        predictions = plan.run(take_rows(golden, rows), len(rows), bundle.manifest.task_names)
         for graphs in variant.tasks:
             label = f"{variant.trunk.path} + {graphs.tail.path}"
             yield from _compare_task(golden, rows, label, graphs.task, predictions[graphs.task])
@@ -160,7 +160,7 @@ def _compare_graph(
         feeds = take_rows(golden, rows)
         outputs = session.run({spec.name: feeds[spec.name] for spec in graph.inputs})
         for task in tasks:
-            prediction = TaskReader(graph, task).read(outputs, len(rows))
+            prediction = TaskReader.of(graph, task).read(outputs, len(rows))
             comparisons += _compare_task(golden, rows, graph.path, task.name, prediction)
     return comparisons
 

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Self
 
 from te_runtime.bundle import Bundle, Check, open_bundle
 from te_runtime.errors import ClosedError, InputError
-from te_runtime.executor import Executor, open_executor
 from te_runtime.golden import VerifyReport, verify
 from te_runtime.inputs import prepare_inputs
 from te_runtime.manifest import Manifest, Precision, TensorSpec, Variant
-from te_runtime.plan import Plan, choose_plan
+from te_runtime.plan import TrunkPlan, open_plan
 from te_runtime.prediction import Prediction
-from te_runtime.providers import Provider, ProviderName, choose_provider
+from te_runtime.providers import Provider, parse_provider
 from te_runtime.session import parse_threads
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ __all__ = ["Model", "choose_variant", "load"]
 def load(
     path: str | os.PathLike[str],
     *,
-    provider: ProviderName = "cpu",
+    provider: Provider = "cpu",
     precision: str | None = None,
     threads: int | None = None,
     check: Check = "full",
@@ -38,7 +37,7 @@ def load(
 
     Args:
         path: the folder that te-export wrote.
-        provider: where to run: `cpu`, `cuda`, or `auto` for CUDA where it works and the CPU elsewhere.
+        provider: where to run; this release has `cpu`.
         precision: which variant, for example `fp32`; None takes the bundle's first.
         threads: CPU threads that the trunk may use in one call; None takes half of the usable CPUs, at most
             four. Calls from several threads of one's own run side by side, which is the better use of a
@@ -54,7 +53,7 @@ def load(
         InputError: precision, threads or check is none that there is.
         ProviderError: ONNX Runtime or the provider is missing.
     """
-    chosen_provider = choose_provider(provider).provider
+    chosen_provider = parse_provider(provider)
     chosen_threads = parse_threads(threads)
     bundle = open_bundle(path, check=check)
     variant = choose_variant(bundle.manifest, precision)

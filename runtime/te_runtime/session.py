@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, cast
 
-from te_runtime.cpu import usable_cpus
 from te_runtime.errors import BundleError, InputError, ProviderError
 from te_runtime.manifest import GraphSpec, TensorSpec
-from te_runtime.onnxruntime_install import import_onnxruntime, onnxruntime_errors
-from te_runtime.providers import Provider, execution_provider
+from te_runtime.providers import Provider, execution_provider, import_onnxruntime
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,7 +100,8 @@ def default_threads() -> int:
 
     Most machines count two CPUs per core, and small graphs gain nothing from more than four.
     """
-    return max(1, min(MAX_DEFAULT_THREADS, usable_cpus() // 2))
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MAX_DEFAULT_THREADS, usable // 2))
 
 
 def parse_threads(threads: int | None) -> int:
@@ -131,7 +131,7 @@ def open_session(path: Path, spec: GraphSpec, *, provider: Provider, threads: in
         ProviderError: ONNX Runtime is missing or does not give the provider.
     """
     ort = import_onnxruntime()
-    errors = onnxruntime_errors(ort)
+    errors = _ort_errors(ort)
     wanted = execution_provider(provider)
     if wanted not in ort.get_available_providers():
         raise ProviderError(
@@ -165,6 +165,13 @@ def _session_options(ort: ModuleType, threads: int) -> object:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     return cast(object, options)
+
+
+def _ort_errors(ort: ModuleType) -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises: its own classes have no common base but Exception."""
+    state = vars(ort.capi.onnxruntime_pybind11_state)
+    own = [value for value in state.values() if isinstance(value, type) and issubclass(value, Exception)]
+    return (*own, RuntimeError, ValueError, MemoryError)
 
 
 def _check_arguments(path: Path, kind: str, found: list[_Argument], expected: tuple[TensorSpec, ...]) -> None:

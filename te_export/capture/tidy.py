@@ -37,6 +37,7 @@ def tidy(model: ir.Model, *, parameter_prefix: str, outputs: Sequence[str], opse
     optimizer.optimize(model)
     _convert(model, opset)
     passes.ClearMetadataAndDocStringPass()(model)
+    _clear_values(model.graph)
     _show_weights(model.graph, weights, parameter_prefix)
     _name_outputs(model.graph, outputs)
     _name_batch_axis(model.graph)
@@ -45,6 +46,14 @@ def tidy(model: ir.Model, *, parameter_prefix: str, outputs: Sequence[str], opse
     model.producer_name = "te-export"
     model.producer_version = None
     return model
+
+
+def _clear_values(graph: ir.Graph) -> None:
+    """The pass before this one leaves what is noted on graph inputs and on values between nodes."""
+    for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
+        value.metadata_props.clear()
+        value.meta.clear()
+        value.doc_string = None
 
 
 def _hide_weights(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:

@@ -135,9 +135,9 @@ def test_run_of_no_rows(bundle: Path, tmp_path: Path) -> None:
         (("--task", "tsk_1"), 2, "did you mean 'task_1'?"),
         (("--task", "task_1", "--task", "task_1"), 2, "asked for twice"),
         (
-            ("--provider", "tensorrt"),
+            ("--provider", "cuda"),
             3,
-            "provider 'tensorrt' is unknown; available: cpu, cuda, auto",
+            "provider 'cuda' is not available in this release of te_runtime; available: cpu",
         ),
         (("--precision", "int8"), 2, "precision 'int8' is not in this bundle, which has fp32"),
         (("--threads", "0"), 2, "threads: found 0"),

@@ -5,15 +5,19 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from te_runtime.errors import ProviderError
-from te_runtime.onnxruntime_install import import_onnxruntime, installed_onnxruntimes
-from te_runtime.providers import execution_provider, parse_provider
+from te_runtime.providers import (
+    execution_provider,
+    import_onnxruntime,
+    installed_onnxruntimes,
+    parse_provider,
+)
 
 
 def test_cpu_is_a_provider() -> None:
     assert execution_provider(parse_provider("cpu")) == "CPUExecutionProvider"
 
 
-@pytest.mark.parametrize("name", ["CUDA", "CPU", "", "CPUExecutionProvider", "tensorrt"])
+@pytest.mark.parametrize("name", ["cuda", "CPU", "", "CPUExecutionProvider", "tensorrt"])
 def test_another_provider_is_refused_with_those_there_are(name: str) -> None:
     with pytest.raises(ProviderError, match="available: cpu") as caught:
         parse_provider(name)

@@ -242,6 +242,19 @@ def test_the_batch_axis_gets_its_name_whatever_the_capture_called_it() -> None:
     assert [str(value.shape) for value in (*model.graph.inputs, *model.graph.outputs)] == ["[batch,3]"] * 2
 
 
+@pytest.mark.parametrize("part", ["graph", "node", "value"])
+def test_traces_of_the_capture_are_cleared_from(part: str) -> None:
+    model = hand_made(["b", 3], ["b", 3])
+    (node,) = model.graph
+    marked = {"graph": model.graph, "node": node, "value": node.outputs[0]}[part]
+    marked.metadata_props["pkg.torch.onnx.stack_trace"] = 'File "/somewhere/train.py", line 3, in forward'
+    marked.doc_string = "captured in /somewhere"
+
+    tidy(model, parameter_prefix="model.", outputs=["y"], opset=18)
+
+    assert b"/somewhere" not in ir.to_proto(model).SerializeToString()
+
+
 @pytest.mark.parametrize("outputs", [[], ["a", "b"]])
 def test_another_number_of_outputs_is_refused(outputs: list[str]) -> None:
     with pytest.raises(CaptureError, match=f"the capture has 1 outputs, expected {len(outputs)}"):

@@ -99,11 +99,22 @@ def test_a_config_keeps_plain_values_and_flat_lists(save):
         "names": ("a", "b"),
         "size": (4, 5),
         "empty": (),
+        "numpy": 1.5,
     }
     assert found.notes == (
-        "in the config, 'floats', 'flags', 'nested', 'control', 'table' and 3 more ignored: neither a plain value nor a "
+        "in the config, 'floats', 'flags', 'nested', 'control', 'table' and 2 more ignored: neither a plain value nor a "
         "list of texts or integers",
     )
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize(
+    "number", [np.int64(-7), np.uint8(200), np.float32(0.5), np.float16(2.0), np.bool_(True), np.int64(2**62)]
+)
+def test_numbers_of_numpy_are_numbers(save, number, protocol):
+    found = read_checkpoint(save({"state_dict": STATE, "config": {"n": number}}, pickle_protocol=protocol))
+    assert found.config == {"n": number.item()}
+    assert type(found.config["n"]) is type(number.item())
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from te_runtime.errors import BundleError
-from te_runtime.executor import SplitExecutor, Tail, TaskReader
 from te_runtime.manifest import GraphSpec, TaskSpec, TensorSpec
+from te_runtime.plan import Tail, TaskReader, TrunkPlan
 
 X = TensorSpec("x", "float32", ("batch", 2))
 H = TensorSpec("h", "float32", ("batch", 3))
@@ -30,14 +30,14 @@ class FakeSession:
 
 def tail(name: str, inputs: tuple[TensorSpec, ...], answers: list[np.ndarray]) -> Tail:
     spec = GraphSpec(f"fp32/tail-{name}.onnx", inputs, (WEIGHTS, PREDICTION))
-    reader = TaskReader(spec, TaskSpec(name, PREDICTION, WEIGHTS))
+    reader = TaskReader.of(spec, TaskSpec(name, PREDICTION, WEIGHTS))
     return Tail(FakeSession(spec, answers), tuple(value.name for value in inputs), reader)
 
 
-def plan(answers: list[np.ndarray]) -> tuple[SplitExecutor, FakeSession, dict[str, Tail]]:
+def plan(answers: list[np.ndarray]) -> tuple[TrunkPlan, FakeSession, dict[str, Tail]]:
     trunk = FakeSession(GraphSpec("fp32/trunk.onnx", (X,), (H,)), [np.zeros((2, 3), dtype=np.float32)])
     tails = {"a": tail("a", (H,), answers), "b": tail("b", (X, H), answers)}
-    return SplitExecutor(trunk, tails), trunk, tails
+    return TrunkPlan(trunk, tails), trunk, tails
 
 
 GOOD = [np.ones((2, 4), dtype=np.float32), np.zeros((2, 1), dtype=np.float32)]
@@ -77,4 +77,4 @@ def test_an_answer_of_another_shape_than_promised_is_refused(shape: tuple[int, .
 
 def test_a_reader_of_a_graph_without_the_task_is_refused() -> None:
     with pytest.raises(BundleError, match="expected 'prediction' of task 'a'"):
-        TaskReader(GraphSpec("fp32/g.onnx", (X,), (H,)), TaskSpec("a", PREDICTION, None))
+        TaskReader.of(GraphSpec("fp32/g.onnx", (X,), (H,)), TaskSpec("a", PREDICTION, None))
