@@ -3,7 +3,7 @@
 import te_runtime
 
 with te_runtime.load("model-onnx") as model:
-    predictions = model.predict(x)  # {"task_0": Prediction(output, routing_weights), …}
+    predictions = model.predict(x)  # {"task_0": Prediction(output, routing_weights, provider), …}
 
 Importing the package loads neither numpy nor onnxruntime; the first use of `load` does.
 """
@@ -15,28 +15,44 @@ from typing import TYPE_CHECKING
 from te_runtime.errors import BundleError, ClosedError, InputError, ProviderError, TeRuntimeError
 
 if TYPE_CHECKING:
+    from te_runtime.plan import Mode, Plan
     from te_runtime.prediction import Prediction
     from te_runtime.predictor import Model, load
+    from te_runtime.providers import CudaOptions, ProviderChoice
+    from te_runtime.utilization import Utilization
 
 __all__ = [
     "BundleError",
     "ClosedError",
+    "CudaOptions",
     "InputError",
+    "Mode",
     "Model",
+    "Plan",
     "Prediction",
+    "ProviderChoice",
     "ProviderError",
     "TeRuntimeError",
+    "Utilization",
     "load",
 ]
 
 
+_MODULES = {
+    "CudaOptions": "te_runtime.providers",
+    "Mode": "te_runtime.plan",
+    "Model": "te_runtime.predictor",
+    "Plan": "te_runtime.plan",
+    "Prediction": "te_runtime.prediction",
+    "ProviderChoice": "te_runtime.providers",
+    "Utilization": "te_runtime.utilization",
+    "load": "te_runtime.predictor",
+}
+
+
 def __getattr__(name: str) -> object:
-    if name == "Prediction":
-        from te_runtime.prediction import Prediction
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
 
-        return Prediction
-    if name in ("Model", "load"):
-        from te_runtime import predictor
-
-        return getattr(predictor, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

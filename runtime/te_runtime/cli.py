@@ -20,6 +20,7 @@ __all__ = ["main"]
 
 INTERRUPTED_EXIT_CODE = 130
 MISMATCH_EXIT_CODE = 1
+NOTHING_WORKS_EXIT_CODE = 3
 
 _VERBOSE = "te_runtime.verbose"
 _JSON = "te_runtime.json"
@@ -76,7 +77,12 @@ def _run_options(command: Command) -> Command:
     """The options of commands that load the model."""
     for option in (
         click.option("--threads", type=int, help="CPU threads; default: half of the CPUs, at most four."),
-        click.option("--provider", default="cpu", show_default=True, help="Where to run: cpu."),
+        click.option(
+            "--provider",
+            default="cpu",
+            show_default=True,
+            help="Where to run: cpu, cuda, or auto for cuda where it works.",
+        ),
         click.option(
             "--precision", help="Which variant to run, for example fp32; default: the bundle's first."
         ),
@@ -113,6 +119,7 @@ def main() -> None:
     te-runtime inspect model-onnx           what is in it, and is it whole
     te-runtime verify model-onnx            does it give the right numbers on this machine
     te-runtime run model-onnx input.npz     predictions for your own rows
+    te-runtime doctor                       what works on this machine, and what fixes the rest
 
     Exit codes: 0 done; 1 verify found wrong numbers; 2 bad usage, bundle or input; 3 ONNX Runtime or the
     provider is missing.
@@ -150,16 +157,17 @@ def verify(
 
     Exits with 1 if any value is farther off than the bundle allows.
     """
-    from te_runtime.describe import verify_json, verify_text
+    from te_runtime.describe import shown_choice, verify_json, verify_text
     from te_runtime.predictor import load
     from te_runtime.providers import parse_provider
 
     with load(bundle, provider=parse_provider(provider), precision=precision, threads=threads) as model:
-        report = model.verify()
+        choice, report = model.provider_choice, model.verify()
     if as_json:
         _print_json(verify_json(report))
     else:
         _print_lines(verify_text(str(bundle), report))
+        click.echo(f"Ran {shown_choice(choice)}")
         click.echo(
             f"Next: te-runtime run {shlex.quote(str(bundle))} input.npz"
             if report.ok
@@ -203,12 +211,34 @@ def run(
     chosen = default_output_path(input_file) if output is None else output
     check_output_path(chosen, force=force)
     with load(bundle, provider=parse_provider(provider), precision=precision, threads=threads) as model:
+        choice = model.provider_choice
         predictions = model.predict(read_inputs(input_file, model.inputs), tasks or None)
     write_predictions(chosen, predictions, force=force)
     if as_json:
-        _print_json(run_json(predictions, chosen))
+        _print_json(run_json(predictions, chosen, choice))
     else:
-        _print_lines(run_text(predictions, chosen))
+        _print_lines(run_text(predictions, chosen, choice))
+
+
+@main.command()
+@_common_options
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Show what this machine has for running bundles, what is missing, and the command that fixes it.
+
+    Looks at ONNX Runtime, the CPU, and what CUDA needs, and runs a tiny graph on each. Exits with 3 if not even
+    the CPU works.
+    """
+    from te_runtime.doctor import examine
+    from te_runtime.doctor_text import doctor_json, doctor_text
+
+    found = examine()
+    if as_json:
+        _print_json(doctor_json(found))
+    else:
+        _print_lines(doctor_text(found))
+    if not found.can_run:
+        ctx.exit(NOTHING_WORKS_EXIT_CODE)
 
 
 def _print_lines(lines: Iterable[str]) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from te_runtime.bundle import Bundle
     from te_runtime.golden import Comparison, VerifyReport
     from te_runtime.prediction import Prediction
+    from te_runtime.providers import ProviderChoice
 
 __all__ = [
     "bundle_json",
@@ -23,6 +24,7 @@ __all__ = [
     "run_json",
     "run_text",
     "shown_bytes",
+    "shown_choice",
     "verify_json",
     "verify_text",
 ]
@@ -139,7 +141,14 @@ def verify_json(report: VerifyReport) -> dict[str, Json]:
     }
 
 
-def run_text(predictions: Mapping[str, Prediction], output: Path) -> Iterator[str]:
+def shown_choice(choice: ProviderChoice) -> str:
+    """Where a model runs, and why if te_runtime was left to decide."""
+    device = f" ({choice.device})" if choice.device else ""
+    why = f", chosen by auto: {choice.reason}" if choice.asked == "auto" else ""
+    return f"on {choice.provider}{device}{why}"
+
+
+def run_text(predictions: Mapping[str, Prediction], output: Path, choice: ProviderChoice) -> Iterator[str]:
     """The lines of `te-runtime run`."""
     for task, prediction in predictions.items():
         weights = prediction.routing_weights
@@ -152,11 +161,12 @@ def run_text(predictions: Mapping[str, Prediction], output: Path) -> Iterator[st
         if len(prediction.output) > MAX_ROWS_SHOWN:
             yield f"  … {len(prediction.output) - MAX_ROWS_SHOWN} more rows"
     first = next(iter(predictions))
+    yield f"Ran {shown_choice(choice)}"
     yield f"Wrote {output}"
     yield f'Read it with numpy: numpy.load("{output.name}")["{first}.prediction"]'
 
 
-def run_json(predictions: Mapping[str, Prediction], output: Path) -> dict[str, Json]:
+def run_json(predictions: Mapping[str, Prediction], output: Path, choice: ProviderChoice) -> dict[str, Json]:
     """What `te-runtime run --json` prints."""
     tasks: dict[str, Json] = {}
     for task, prediction in predictions.items():
@@ -165,7 +175,7 @@ def run_json(predictions: Mapping[str, Prediction], output: Path) -> dict[str, J
             "prediction": list(prediction.output.shape),
             "routing_weights": None if weights is None else list(weights.shape),
         }
-    return {"output": str(output), "tasks": tasks}
+    return {"output": str(output), "provider": choice.provider, "tasks": tasks}
 
 
 def _shown_tensor(spec: TensorSpec) -> str:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from te_runtime.bundle import Bundle
+from te_runtime.executor import Executor, TaskReader
 from te_runtime.golden_rows import GoldenRows, read_golden_rows, take_rows
 from te_runtime.manifest import GraphSpec, TaskSpec, Variant
-from te_runtime.plan import TaskReader, TrunkPlan
 from te_runtime.prediction import Prediction
-from te_runtime.providers import Provider
-from te_runtime.session import open_session
+from te_runtime.providers import CudaOptions, Provider
+from te_runtime.session import Session, open_session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -94,16 +94,23 @@ class VerifyReport:
 
 
 def verify(
-    bundle: Bundle, variant: Variant, plan: TrunkPlan, *, provider: Provider, threads: int
+    bundle: Bundle,
+    variant: Variant,
+    split: Executor,
+    *,
+    provider: Provider,
+    threads: int,
+    device_id: int = 0,
 ) -> VerifyReport:
-    """Rerun the golden rows through the loaded plan and through every other graph of the variant.
+    """Rerun the golden rows through the trunk and tails, and through every other graph of the variant.
 
     Args:
         bundle: the bundle.
         variant: which of its variants.
-        plan: trunk and tails of that variant, loaded.
+        split: trunk and tails of that variant, loaded.
         provider: where to run.
         threads: CPU threads per graph.
+        device_id: which GPU, for CUDA.
 
     Returns:
         The report; a value out of bound is in it and raises nothing.
@@ -112,9 +119,12 @@ def verify(
         BundleError: golden rows or a graph cannot be used.
     """
     golden = read_golden_rows(bundle, variant)
-    comparisons = list(_compare_plan(golden, bundle, variant, plan))
+    comparisons = list(_compare_split(golden, bundle, variant, split))
+    cuda = CudaOptions(device_id)
     for graph, tasks in _whole_graphs(bundle, variant):
-        comparisons += _compare_graph(golden, bundle, graph, tasks, provider=provider, threads=threads)
+        path = bundle.path(graph.path)
+        session = open_session(path, graph, provider=provider, threads=threads, cuda=cuda)
+        comparisons += _compare_graph(golden, session, tasks)
     return VerifyReport(
         precision=variant.precision,
         provider=provider,
@@ -135,32 +145,24 @@ def _whole_graphs(bundle: Bundle, variant: Variant) -> Iterator[tuple[GraphSpec,
             yield graphs.standalone, (task,)
 
 
-def _compare_plan(
-    golden: GoldenRows, bundle: Bundle, variant: Variant, plan: TrunkPlan
+def _compare_split(
+    golden: GoldenRows, bundle: Bundle, variant: Variant, split: Executor
 ) -> Iterator[Comparison]:
     for rows in _runs(golden):
-        predictions = plan.run(take_rows(golden, rows), len(rows), bundle.manifest.task_names)
+        predictions = split.run(take_rows(golden, rows), len(rows), bundle.manifest.task_names)
         for graphs in variant.tasks:
             label = f"{variant.trunk.path} + {graphs.tail.path}"
             yield from _compare_task(golden, rows, label, graphs.task, predictions[graphs.task])
 
 
-def _compare_graph(
-    golden: GoldenRows,
-    bundle: Bundle,
-    graph: GraphSpec,
-    tasks: tuple[TaskSpec, ...],
-    *,
-    provider: Provider,
-    threads: int,
-) -> list[Comparison]:
-    session = open_session(bundle.path(graph.path), graph, provider=provider, threads=threads)
+def _compare_graph(golden: GoldenRows, session: Session, tasks: tuple[TaskSpec, ...]) -> list[Comparison]:
+    graph = session.spec
     comparisons: list[Comparison] = []
     for rows in _runs(golden):
         feeds = take_rows(golden, rows)
         outputs = session.run({spec.name: feeds[spec.name] for spec in graph.inputs})
         for task in tasks:
-            prediction = TaskReader.of(graph, task).read(outputs, len(rows))
+            prediction = TaskReader(graph, task).read(outputs, len(rows))
             comparisons += _compare_task(golden, rows, graph.path, task.name, prediction)
     return comparisons
 

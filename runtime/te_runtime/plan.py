@@ -1,142 +1,86 @@
-"""How a prediction is computed: the trunk once, then the tail of each task that was asked for."""
+"""Which of a bundle's graphs are opened, and why: the decision alone, before anything is loaded.
+
+Measured on R (784 inputs, 8 experts, 5 tasks, fp32, one thread, onnxruntime 1.31, AMD EPYC), each figure over
+one session on the joint graph in the same run; scripts/benchmark_runtime.py measures them again:
+
+    mode    memory   all five tasks, B = 1 / 8 / 64   one task, B = 1 / 8 / 64, over its task graph alone
+    joint     1.00       1.00 / 1.00 / 1.00               1.5 / 1.5 / 1.2  (computes every task)
+    split     1.03       1.18 / 1.06 / 1.01               1.03 / 1.04 / 1.00
+    task      4.2        3.4 / 3.3 / 3.9                  1.00
+
+A session packs its weights for itself, so opening the joint graph beside the trunk takes twice the memory,
+and leaving the packing out (mapped weights, which sessions share) makes B = 1 1.4 to 2 times slower. One
+session with an ONNX `If` around each tail took 1.13 times a task graph for one task and 1.16 for five. So
+with several tasks split is what fits every caller within the memory of one joint session, and callers that
+always ask for every task in small batches set mode="joint".
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Literal, get_args
 
-import numpy as np
+from te_runtime.errors import InputError
+from te_runtime.manifest import GraphSpec, Variant
 
-from te_runtime.bundle import Bundle
-from te_runtime.errors import BundleError
-from te_runtime.inputs import shown_shape
-from te_runtime.interfaces import output_positions
-from te_runtime.manifest import GraphSpec, TaskSpec, TensorSpec, Variant
-from te_runtime.prediction import Prediction
-from te_runtime.providers import Provider
-from te_runtime.session import Session, open_session
+__all__ = ["Mode", "Plan", "choose_plan"]
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-__all__ = ["TaskReader", "TrunkPlan", "open_plan"]
+Mode = Literal["joint", "split", "task"]
 
 
-@dataclass(frozen=True, slots=True)
-class TaskReader:
-    """Finds one task's prediction among the outputs of one graph.
+@dataclass(frozen=True)
+class Plan:
+    """What a loaded model runs. Print it to read it.
 
     Attributes:
-        path: the graph, for errors.
-        task: the task.
-        prediction: position of the prediction among the graph's outputs.
-        routing_weights: position of the routing weights, or None where the task has no gate.
+        mode: `joint`: one graph that computes every task whatever is asked for; `split`: the trunk once, then
+            the tails of the tasks asked for; `task`: a graph of its own per task, each with its own weights.
+        graphs: paths of the opened graphs inside the bundle.
+        reason: why this mode.
     """
 
-    path: str
-    task: TaskSpec
-    prediction: int
-    routing_weights: int | None
+    mode: Mode
+    graphs: tuple[str, ...]
+    reason: str
 
-    @classmethod
-    def of(cls, graph: GraphSpec, task: TaskSpec) -> TaskReader:
-        """The reader of `task` in `graph`."""
-        return cls(graph.path, task, *output_positions(graph, task))
-
-    def read(self, outputs: Sequence[NDArray[np.generic]], rows: int) -> Prediction:
-        """Take the task's arrays out of a graph's outputs for `rows` rows.
-
-        Raises:
-            BundleError: the graph gave another shape than the manifest promises.
-        """
-        output = self._checked(outputs[self.prediction], self.task.prediction, rows)
-        if self.routing_weights is None or self.task.routing_weights is None:
-            return Prediction(output, None)
-        weights = self._checked(outputs[self.routing_weights], self.task.routing_weights, rows)
-        return Prediction(output, weights)
-
-    def empty(self) -> Prediction:
-        """The answer for no rows."""
-        weights = self.task.routing_weights
-        return Prediction(_empty(self.task.prediction), None if weights is None else _empty(weights))
-
-    def _checked(self, found: NDArray[np.generic], spec: TensorSpec, rows: int) -> NDArray[np.generic]:
-        if found.shape != (rows, *spec.shape[1:]):
-            raise BundleError(
-                f"{self.path}: gave {spec.name!r} of task {self.task.name!r} for {rows} rows with shape "
-                f"{shown_shape(found.shape)}, the manifest promises {shown_shape(spec.shape)}. "
-                "Export the model again."
-            )
-        return found
+    def __str__(self) -> str:
+        return "\n".join((f"mode {self.mode}: {self.reason}", *(f"  {path}" for path in self.graphs)))
 
 
-@dataclass(frozen=True, slots=True)
-class Tail:
-    """One task's tail, loaded."""
+def choose_plan(variant: Variant, mode: str | None) -> Plan:
+    """Decide which graphs of `variant` to open.
 
-    session: Session
-    inputs: tuple[str, ...]
-    reader: TaskReader
-
-
-class TrunkPlan:
-    """The trunk and every tail, loaded; the weights that tasks share are in memory once."""
-
-    __slots__ = ("_inputs", "_outputs", "_tails", "_trunk")
-
-    def __init__(self, trunk: Session, tails: Mapping[str, Tail]) -> None:
-        self._trunk = trunk
-        self._tails = tails
-        self._inputs = tuple(spec.name for spec in trunk.spec.inputs)
-        self._outputs = tuple(spec.name for spec in trunk.spec.outputs)
-
-    def run(
-        self, feeds: Mapping[str, NDArray[np.generic]], rows: int, tasks: Sequence[str]
-    ) -> dict[str, Prediction]:
-        """Predict `tasks` for one batch.
-
-        Args:
-            feeds: the model's inputs by name, as prepare_inputs gives them.
-            rows: B, the number of rows in them; no graph runs for none.
-            tasks: names of tasks, each of them known.
-
-        Returns:
-            A Prediction per task, in the order of `tasks`.
-
-        Raises:
-            BundleError: a graph failed while it ran.
-        """
-        if rows == 0:
-            return {task: self._tails[task].reader.empty() for task in tasks}
-        outputs = self._trunk.run({name: feeds[name] for name in self._inputs})
-        values = {**feeds, **dict(zip(self._outputs, outputs, strict=True))}
-        predictions = {}
-        for task in tasks:
-            tail = self._tails[task]
-            outputs = tail.session.run({name: values[name] for name in tail.inputs})
-            predictions[task] = tail.reader.read(outputs, rows)
-        return predictions
-
-
-def open_plan(bundle: Bundle, variant: Variant, *, provider: Provider, threads: int) -> TrunkPlan:
-    """Load the trunk and the tails of one variant.
-
-    A tail is small beside the trunk and runs on the calling thread alone: fifty tails with threads of their
-    own would keep hundreds of threads waiting.
+    Args:
+        variant: one precision of a bundle.
+        mode: `joint`, `split` or `task`; None decides by what was measured.
 
     Raises:
-        BundleError, ProviderError: as open_session.
+        InputError: there is no such mode.
     """
-    trunk = open_session(bundle.path(variant.trunk.path), variant.trunk, provider=provider, threads=threads)
-    tails = {}
-    for task, graphs in zip(bundle.manifest.tasks, variant.tasks, strict=True):
-        spec = graphs.tail
-        session = open_session(bundle.path(spec.path), spec, provider=provider, threads=1)
-        inputs = tuple(value.name for value in spec.inputs)
-        tails[task.name] = Tail(session, inputs, TaskReader.of(spec, task))
-    return TrunkPlan(trunk, tails)
+    if mode is None:
+        return _automatic(variant)
+    for known in get_args(Mode):
+        if mode == known:
+            return Plan(known, _graphs(variant, known), "asked for")
+    modes = ", ".join(map(repr, get_args(Mode)))
+    raise InputError(f"mode: found {mode!r:.80}, expected one of {modes}, or None to let te_runtime choose")
 
 
-def _empty(spec: TensorSpec) -> NDArray[np.generic]:
-    return np.zeros((0, *(axis for axis in spec.shape[1:] if isinstance(axis, int))), dtype=spec.dtype)
+def _automatic(variant: Variant) -> Plan:
+    if len(variant.tasks) == 1:
+        reason = "the only task needs one graph, in one session"
+        return Plan("joint", _graphs(variant, "joint"), reason)
+    reason = (
+        "holds the weights once and runs only the tails asked for; "
+        'mode="joint" is faster where every task is asked for in small batches'
+    )
+    return Plan("split", _graphs(variant, "split"), reason)
+
+
+def _graphs(variant: Variant, mode: Mode) -> tuple[str, ...]:
+    opened: dict[Mode, tuple[GraphSpec, ...]] = {
+        "joint": (variant.joint,),
+        "split": (variant.trunk, *(task.tail for task in variant.tasks)),
+        "task": tuple(task.graph for task in variant.tasks),
+    }
+    return tuple(graph.path for graph in opened[mode])

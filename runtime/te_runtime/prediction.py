@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -12,9 +11,8 @@ if TYPE_CHECKING:
 __all__ = ["Prediction"]
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """One task's answer for a batch of rows.
+class Prediction(NamedTuple):
+    """One task's answer for a batch of rows. A tuple, since a frozen dataclass takes twice as long to make.
 
     Attributes:
         output: (B, out) float32; what the task's head gave.

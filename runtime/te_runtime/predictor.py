@@ -2,74 +2,119 @@
 
 from __future__ import annotations
 
-import difflib
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from te_runtime.batching import parse_max_batch, predict_in_parts
 from te_runtime.bundle import Bundle, Check, open_bundle
 from te_runtime.errors import ClosedError, InputError
-from te_runtime.golden import VerifyReport, verify
-from te_runtime.inputs import prepare_inputs
+from te_runtime.executor import Executor, open_executor
+from te_runtime.forking import watch_forks
+from te_runtime.inputs import InputReader, OnNonfinite, parse_on_nonfinite
 from te_runtime.manifest import Manifest, Precision, TensorSpec, Variant
-from te_runtime.plan import TrunkPlan, open_plan
+from te_runtime.memory import return_freed_memory
+from te_runtime.plan import Mode, Plan, choose_plan
 from te_runtime.prediction import Prediction
-from te_runtime.providers import Provider, parse_provider
+from te_runtime.providers import CudaOptions, Provider, ProviderChoice, ProviderName, choose_provider
 from te_runtime.session import parse_threads
+from te_runtime.task_choice import check_tasks
+from te_runtime.utilization import Utilization, UtilizationCounter
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Model", "choose_variant", "load"]
+    from te_runtime.golden import VerifyReport
+
+__all__ = ["Model", "ModelSettings", "choose_variant", "load"]
+
+_CLOSED = "the model was closed: call te_runtime.load() again"
+_FORKED = (
+    "the model was loaded before this process was forked, and its sessions do not survive that: "
+    "call te_runtime.load() again after the fork"
+)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """How a model was loaded; load() makes them from its arguments."""
+
+    provider: ProviderChoice
+    cuda: CudaOptions
+    threads: int
+    max_batch: int | None
+    on_nonfinite: OnNonfinite
 
 
 def load(
     path: str | os.PathLike[str],
     *,
-    provider: Provider = "cpu",
+    provider: ProviderName = "cpu",
     precision: str | None = None,
     threads: int | None = None,
+    mode: Mode | None = None,
+    max_batch: int | None = None,
+    on_nonfinite: OnNonfinite = "pass",
     check: Check = "full",
+    cuda: CudaOptions | None = None,
 ) -> Model:
     """Load a bundle.
 
     Args:
         path: the folder that te-export wrote.
-        provider: where to run; this release has `cpu`.
-        precision: which variant, for example `fp32`; None takes the bundle's first.
+        provider: where to run: `cpu`, `cuda`, or `auto` for CUDA where it works and the CPU elsewhere.
+        precision: which variant, for example `fp32`; None takes fp16 on CUDA where the bundle has it, and
+            the bundle's first otherwise.
         threads: CPU threads that the trunk may use in one call; None takes half of the usable CPUs, at most
             four. Calls from several threads of one's own run side by side, which is the better use of a
             second CPU.
+        mode: which graphs to open. `split`: the trunk, and a tail per task; only tails asked for run.
+            `joint`: one graph that computes every task whatever is asked for, faster where every task is
+            wanted for few rows. `task`: a graph per task, each with its own copy of the weights. None decides
+            by what te_runtime.plan says was measured; `model.plan` tells.
+        max_batch: the most rows that run at once; more are cut into parts and their answers joined. None
+            sets no limit.
+        on_nonfinite: `error` refuses NaN and infinities in the input; `pass` lets them through.
         check: `full` compares every file's sha256 first; `size` only its size, which is faster and misses
             changed bytes.
+        cuda: which GPU, and batch sizes to record as CUDA graphs.
 
     Returns:
         A Model; use it as a context manager or call close().
 
     Raises:
         BundleError: no bundle there, or it is damaged, incomplete or of another version.
-        InputError: precision, threads or check is none that there is.
+        InputError: precision, threads, mode, max_batch, on_nonfinite, check or cuda is none that there is.
         ProviderError: ONNX Runtime or the provider is missing.
     """
-    chosen_provider = parse_provider(provider)
-    chosen_threads = parse_threads(threads)
+    settings = ModelSettings(
+        provider=choose_provider(provider, cuda=cuda),
+        cuda=cuda or CudaOptions(),
+        threads=parse_threads(threads),
+        max_batch=parse_max_batch(max_batch),
+        on_nonfinite=parse_on_nonfinite(on_nonfinite),
+    )
     bundle = open_bundle(path, check=check)
-    variant = choose_variant(bundle.manifest, precision)
-    plan = open_plan(bundle, variant, provider=chosen_provider, threads=chosen_threads)
+    variant = choose_variant(bundle.manifest, precision, settings.provider.provider)
+    plan = choose_plan(variant, mode)
+    executor = _open(bundle, variant, plan.mode, settings)
     bundle.require_same_folder()
-    return Model(bundle, variant, plan, provider=chosen_provider, threads=chosen_threads)
+    return Model(bundle, variant, plan, executor, settings)
 
 
-def choose_variant(manifest: Manifest, precision: str | None) -> Variant:
-    """The variant of `precision`, or the first one for None.
+def choose_variant(manifest: Manifest, precision: str | None, provider: Provider = "cpu") -> Variant:
+    """The variant of `precision`; for None the first one, or on CUDA fp16 where there is one.
 
     Raises:
         InputError: the bundle has no such variant.
     """
     if precision is None:
-        return manifest.variants[0]
+        half = (variant for variant in manifest.variants if variant.precision == "fp16")
+        return next(half, manifest.variants[0]) if provider == "cuda" else manifest.variants[0]
     for variant in manifest.variants:
         if variant.precision == precision:
             return variant
@@ -81,13 +126,19 @@ class Model:
     """A loaded bundle. Any number of threads may call predict at once; made by load()."""
 
     def __init__(
-        self, bundle: Bundle, variant: Variant, plan: TrunkPlan, *, provider: Provider, threads: int
+        self, bundle: Bundle, variant: Variant, plan: Plan, executor: Executor, settings: ModelSettings
     ) -> None:
         self._bundle = bundle
         self._variant = variant
-        self._plan: TrunkPlan | None = plan
-        self._provider: Provider = provider
-        self._threads = threads
+        self._plan = plan
+        self._executor: Executor | None = executor
+        self._settings = settings
+        self._gone = _CLOSED
+        self._tasks = bundle.manifest.task_names
+        self._inputs = InputReader(bundle.manifest.inputs, settings.on_nonfinite)
+        self._max_batch = sys.maxsize if settings.max_batch is None else settings.max_batch
+        self._counter = UtilizationCounter(bundle.manifest)
+        watch_forks(self)
 
     @property
     def manifest(self) -> Manifest:
@@ -97,7 +148,7 @@ class Model:
     @property
     def tasks(self) -> tuple[str, ...]:
         """The names of the tasks."""
-        return self._bundle.manifest.task_names
+        return self._tasks
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -105,9 +156,19 @@ class Model:
         return self._bundle.manifest.inputs
 
     @property
+    def plan(self) -> Plan:
+        """Which graphs are open, and why."""
+        return self._plan
+
+    @property
     def provider(self) -> Provider:
         """Where the model runs."""
-        return self._provider
+        return self._settings.provider.provider
+
+    @property
+    def provider_choice(self) -> ProviderChoice:
+        """What was asked for, where the model runs, on which GPU, and why."""
+        return self._settings.provider
 
     @property
     def precision(self) -> Precision:
@@ -117,7 +178,7 @@ class Model:
     def predict(
         self, x: NDArray[np.generic] | Mapping[str, NDArray[np.generic]], tasks: Sequence[str] | None = None
     ) -> dict[str, Prediction]:
-        """Predict tasks for a batch of rows. The trunk runs once; only the tails of the tasks asked for run.
+        """Predict tasks for a batch of rows. What runs for them is told by `plan`.
 
         Args:
             x: the input, of shape `(batch, ...)` as `inputs` says; for several inputs a dict from name to
@@ -128,31 +189,73 @@ class Model:
             A Prediction per task, in the order asked for. For no rows, arrays of no rows.
 
         Raises:
-            ClosedError: the model was closed.
+            ClosedError: the model was closed, or loaded before a fork.
             InputError: a name, dtype, shape or value does not fit.
             BundleError: a graph failed while it ran.
         """
-        plan = self._open_plan()
-        chosen = self.tasks if tasks is None else self._checked_tasks(tasks)
-        feeds, rows = prepare_inputs(x, self.inputs)
-        return plan.run(feeds, rows, chosen)
+        executor = self._executor
+        if executor is None:
+            raise ClosedError(self._gone)
+        chosen = self._tasks if tasks is None else check_tasks(tasks, self._tasks)
+        feeds, rows = self._inputs.read(x)
+        if rows <= self._max_batch:
+            predictions = executor.run(feeds, rows, chosen)
+        else:
+            predictions = predict_in_parts(executor, feeds, rows, chosen, max_batch=self._max_batch)
+        self._counter.add(chosen, predictions, rows)
+        return predictions
+
+    def utilization(self, *, reset: bool = False) -> dict[str, Utilization]:
+        """How each task's experts were used by the rows that predict has answered, against the baseline.
+
+        Args:
+            reset: begin counting again after this report.
+
+        Returns:
+            A Utilization per task that has a gate. A closed model still tells what it counted.
+
+        Raises:
+            ClosedError: the model was loaded before this process was forked.
+        """
+        if self._gone is _FORKED:
+            raise ClosedError(_FORKED)
+        return self._counter.report(reset=reset)
 
     def verify(self) -> VerifyReport:
         """Rerun the bundle's golden rows on this device, through every graph of the variant.
 
         Raises:
-            ClosedError: the model was closed.
+            ClosedError: the model was closed, or loaded before a fork.
             BundleError: the golden rows or a graph cannot be used.
         """
-        plan = self._open_plan()
-        return verify(self._bundle, self._variant, plan, provider=self._provider, threads=self._threads)
+        from te_runtime.golden import verify  # here, since reading .npz files takes 20 ms to import
+
+        split = self._open_executor()
+        if self._plan.mode != "split":
+            split = _open(self._bundle, self._variant, "split", self._settings)
+        threads = self._settings.threads
+        return verify(
+            self._bundle,
+            self._variant,
+            split,
+            provider=self.provider,
+            threads=threads,
+            device_id=self._settings.cuda.device_id,
+        )
 
     def close(self) -> None:
         """Let go of the graphs. Calls running in other threads finish; later ones raise ClosedError."""
-        self._plan = None
+        if self._executor is not None:
+            self._executor = None
+            return_freed_memory()
+
+    def forked(self) -> object:
+        """Called in a forked child: refuse every use, and hand over what must not be released there."""
+        kept, self._executor, self._gone = self._executor, None, _FORKED
+        return kept
 
     def __enter__(self) -> Self:
-        self._open_plan()
+        self._open_executor()
         return self
 
     def __exit__(
@@ -161,33 +264,24 @@ class Model:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._plan is None else self._provider
+        state = "closed" if self._executor is None else self.provider
         return (
             f"<te_runtime.Model {self._bundle.root.name}, {self.precision}, {len(self.tasks)} tasks, {state}>"
         )
 
-    def _open_plan(self) -> TrunkPlan:
-        plan = self._plan
-        if plan is None:
-            raise ClosedError("the model was closed: call te_runtime.load() again")
-        return plan
+    def _open_executor(self) -> Executor:
+        executor = self._executor
+        if executor is None:
+            raise ClosedError(self._gone)
+        return executor
 
-    def _checked_tasks(self, tasks: Sequence[str]) -> Sequence[str]:
-        if isinstance(tasks, str):
-            raise InputError(
-                f"tasks: got the text {tasks!r:.80}, expected a list of names: pass [{tasks!r:.80}]"
-            )
-        known = self.tasks
-        chosen = list(tasks)
-        if not chosen:
-            raise InputError(
-                f"tasks is empty: leave it out for all tasks, or name some of {', '.join(known):.400}"
-            )
-        for task in chosen:
-            if task not in known:
-                near = difflib.get_close_matches(str(task), known, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                raise InputError(f"unknown task {task!r:.80}: {hint}The tasks are {', '.join(known):.400}")
-            if chosen.count(task) > 1:
-                raise InputError(f"task {task!r} is asked for twice, expected each name once")
-        return chosen
+
+def _open(bundle: Bundle, variant: Variant, mode: Mode, settings: ModelSettings) -> Executor:
+    provider = settings.provider.provider
+    if provider == "cpu":
+        return open_executor(bundle, variant, mode, provider=provider, threads=settings.threads)
+    from te_runtime.open_device import open_device_executor
+
+    return open_device_executor(
+        bundle, variant, mode, provider=provider, threads=settings.threads, cuda=settings.cuda
+    )

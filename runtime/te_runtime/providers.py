@@ -1,40 +1,89 @@
-"""ONNX Runtime as it is installed here, and the execution providers this release can ask it for."""
+"""Execution providers: the one asked for is the one that runs, or a ProviderError says what is missing.
+
+`auto` takes CUDA where a graph really runs on it and the CPU elsewhere, and says which and why.
+"""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
-from types import ModuleType
-from typing import Literal
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from te_runtime.errors import ProviderError
+from te_runtime.errors import InputError, ProviderError
 
-__all__ = ["Provider", "execution_provider", "import_onnxruntime", "installed_onnxruntimes", "parse_provider"]
+if TYPE_CHECKING:
+    from te_runtime.machine import Machine
 
-Provider = Literal["cpu"]
+__all__ = [
+    "CudaOptions",
+    "Provider",
+    "ProviderChoice",
+    "ProviderName",
+    "choose_provider",
+    "execution_provider",
+    "parse_provider",
+]
 
-_EXECUTION_PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider"}
-_INSTALL = (
-    "Install one of them: pip install 'te-runtime[cpu]' for any machine, "
-    "pip install 'te-runtime[gpu]' for NVIDIA GPUs."
-)
-# Every one of these installs the same import package, onnxruntime, over the others'.
-_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
+Provider = Literal["cpu", "cuda"]
+ProviderName = Literal["cpu", "cuda", "auto"]
+
+_NAMES: tuple[ProviderName, ...] = ("cpu", "cuda", "auto")
+_EXECUTION_PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+MAX_GRAPH_BATCH_SIZES = 64
 
 
-def parse_provider(name: str) -> Provider:
+@dataclass(frozen=True)
+class CudaOptions:
+    """How to run on CUDA.
+
+    Attributes:
+        device_id: which GPU, from 0.
+        graph_batch_sizes: batch sizes to record as CUDA graphs. A recorded batch is replayed with one launch
+            instead of one per node; each keeps buffers of its own on the device, and calls take turns.
+    """
+
+    device_id: int = 0
+    graph_batch_sizes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if type(self.device_id) is not int or self.device_id < 0:
+            raise InputError(f"device_id: found {self.device_id!r:.80}, expected a whole number from 0")
+        sizes = self.graph_batch_sizes
+        if not isinstance(sizes, tuple) or not all(type(size) is int and size > 0 for size in sizes):
+            raise InputError(f"graph_batch_sizes: found {sizes!r:.80}, expected a tuple of numbers from 1")
+        if len(set(sizes)) != len(sizes) or len(sizes) > MAX_GRAPH_BATCH_SIZES:
+            raise InputError(
+                f"graph_batch_sizes: found {sizes!r:.80}, expected each once and {MAX_GRAPH_BATCH_SIZES} at most"
+            )
+
+
+@dataclass(frozen=True)
+class ProviderChoice:
+    """Where a model runs.
+
+    Attributes:
+        asked: what the caller asked for.
+        provider: what runs.
+        reason: why, in one sentence.
+        device: the GPU's name; None on the CPU.
+    """
+
+    asked: ProviderName
+    provider: Provider
+    reason: str
+    device: str | None
+
+
+def parse_provider(name: str) -> ProviderName:
     """The provider that a user named.
 
     Raises:
-        ProviderError: this release has no such provider.
+        ProviderError: there is no such provider.
     """
-    for provider in _EXECUTION_PROVIDERS:
-        if name == provider:
-            return provider
-    available = ", ".join(_EXECUTION_PROVIDERS)
-    raise ProviderError(
-        f"provider {name!r:.80} is not available in this release of te_runtime; available: {available}"
-    )
+    for known in _NAMES:
+        if name == known:
+            return known
+    raise ProviderError(f"provider {name!r:.80} is unknown; available: {', '.join(_NAMES)}")
 
 
 def execution_provider(provider: Provider) -> str:
@@ -42,52 +91,42 @@ def execution_provider(provider: Provider) -> str:
     return _EXECUTION_PROVIDERS[provider]
 
 
-def installed_onnxruntimes() -> tuple[str, ...]:
-    """The installed distributions that bring the package `onnxruntime`."""
-    import importlib.metadata  # here, because `import te_runtime` would pay for its parsers
+def choose_provider(
+    name: str, *, cuda: CudaOptions | None = None, machine: Machine | None = None
+) -> ProviderChoice:
+    """Decide where to run, and make sure that it runs there.
 
-    found = []
-    for name in _DISTRIBUTIONS:
-        try:
-            importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        found.append(name)
-    return tuple(found)
-
-
-def import_onnxruntime(
-    installed: Callable[[], tuple[str, ...]] = installed_onnxruntimes,
-    load: Callable[[str], ModuleType] = importlib.import_module,
-) -> ModuleType:
-    """Import onnxruntime, or say what is wrong with how it is installed.
+    For `cpu` nothing is looked at. Otherwise the CUDA libraries are loaded and a graph of one node is run.
 
     Args:
-        installed: tells the installed distributions; a test passes its own.
-        load: imports a module by name; a test passes its own.
+        name: `cpu`, `cuda` or `auto`.
+        cuda: which GPU.
+        machine: where to look; a test passes its own.
 
     Raises:
-        ProviderError: it is missing, installed twice, or does not load.
+        InputError: CUDA is described and the CPU asked for.
+        ProviderError: there is no such provider, or CUDA was asked for and something is missing.
     """
-    distributions = installed()
-    if len(distributions) > 1:
-        raise ProviderError(
-            f"{' and '.join(distributions)} are installed together and overwrite each other's files. "
-            f"Run: pip uninstall -y {' '.join(distributions)}. {_INSTALL}"
+    asked = parse_provider(name)
+    if cuda is not None and (asked == "cpu" or not isinstance(cuda, CudaOptions)):
+        raise InputError(
+            f"cuda: found {cuda!r:.80} with provider {asked!r}, expected CudaOptions, and provider 'cuda' or 'auto'"
         )
-    try:
-        module = load("onnxruntime")
-    except ModuleNotFoundError as error:
-        if error.name != "onnxruntime":
-            raise ProviderError(
-                f"onnxruntime does not load, package {error.name!r} is missing. {_INSTALL}"
-            ) from error
-        raise ProviderError(f"onnxruntime is not installed. {_INSTALL}") from error
-    except (ImportError, OSError) as error:
-        raise ProviderError(f"onnxruntime is installed but does not load: {error}") from error
-    if not hasattr(module, "InferenceSession"):
-        raise ProviderError(
-            f"onnxruntime is installed in part: it has no InferenceSession. "
-            f"Run: pip uninstall -y {' '.join(distributions) or 'onnxruntime'}. {_INSTALL}"
-        )
-    return module
+    if asked == "cpu":
+        return ProviderChoice(asked, "cpu", "asked for", None)
+    from te_runtime.cuda_check import check_cuda
+    from te_runtime.machine import LocalMachine
+
+    device_id = (cuda or CudaOptions()).device_id
+    report = check_cuda(machine or LocalMachine(), device_id)
+    if report.has_run:
+        device = report.driver.devices[device_id].name
+        choice = ProviderChoice(asked, "cuda", "asked for", device)
+        return choice if asked == "cuda" else dataclasses.replace(choice, reason=f"a graph ran on {device}")
+    if asked == "auto":
+        return ProviderChoice(asked, "cpu", f"no CUDA here: {report.findings[0].problem}", None)
+    first, *others = report.findings
+    more = f" And {len(others)} more:" if others else ""
+    raise ProviderError(
+        f"provider 'cuda' does not work here: {first}{more} te-runtime doctor shows everything that was looked at."
+    )

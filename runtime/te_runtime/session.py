@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from te_runtime.cpu import usable_cpus
 from te_runtime.errors import BundleError, InputError, ProviderError
 from te_runtime.manifest import GraphSpec, TensorSpec
-from te_runtime.providers import Provider, execution_provider, import_onnxruntime
+from te_runtime.onnxruntime_install import import_onnxruntime, onnxruntime_errors
+from te_runtime.providers import CudaOptions, Provider, execution_provider
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["OrtSession", "Session", "default_threads", "open_session", "parse_threads"]
+__all__ = ["Binding", "OrtSession", "Session", "default_threads", "open_session", "parse_threads"]
 
+_ERROR, _FATAL = 3, 4  # onnxruntime's log levels; what is fatal to a session is raised as well
+_NO_FALLBACK = "fallback to CPU EP has been explicitly disabled"
 MAX_THREADS = 1024
 MAX_DEFAULT_THREADS = 4
 
@@ -45,6 +48,22 @@ class Session(Protocol):
         """Run once. `feeds` holds exactly the inputs of `spec`; the answer is in the order of its outputs."""
 
 
+class Binding(Protocol):
+    """Where one run of a graph reads and writes, as onnxruntime.IOBinding; for one thread at a time."""
+
+    def bind_ortvalue_input(self, name: str, value: object) -> None:
+        """Read an input from a value."""
+
+    def bind_ortvalue_output(self, name: str, value: object) -> None:
+        """Write an output into a value."""
+
+    def bind_output(self, name: str, device_type: str, device_id: int) -> None:
+        """Have a new value made for an output on a device."""
+
+    def get_outputs(self) -> list[Any]:
+        """The outputs of the last run, as onnxruntime.OrtValue, in the order they were bound."""
+
+
 class _Argument(Protocol):
     name: str
     type: str
@@ -55,7 +74,8 @@ class _InferenceSession(Protocol):
     def get_inputs(self) -> list[_Argument]: ...
     def get_outputs(self) -> list[_Argument]: ...
     def get_providers(self) -> list[str]: ...
-    def disable_fallback(self) -> None: ...
+    def io_binding(self) -> Binding: ...
+    def run_with_iobinding(self, binding: Binding, run_options: object) -> None: ...
     def run(
         self, names: Sequence[str], feeds: Mapping[str, NDArray[np.generic]]
     ) -> Sequence[NDArray[np.generic]]: ...
@@ -89,10 +109,28 @@ class OrtSession:
         try:
             return self._session.run(self._names, feeds)
         except self._errors as error:
-            raise BundleError(
-                f"{self.spec.path}: failed while it ran: {_one_line(error)}. "
-                "If memory ran out, pass fewer rows at a time; otherwise run te-runtime verify on the bundle."
-            ) from error
+            raise self._failure(error) from error
+
+    def new_binding(self) -> Binding:
+        """A binding of this graph, with nothing bound."""
+        return self._session.io_binding()
+
+    def run_bound(self, binding: Binding, run_options: object = None) -> None:
+        """Run the graph once, reading and writing what is bound; `run_options` is an onnxruntime.RunOptions.
+
+        Raises:
+            BundleError: ONNX Runtime gave up while it ran.
+        """
+        try:
+            self._session.run_with_iobinding(binding, run_options)
+        except self._errors as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> BundleError:
+        return BundleError(
+            f"{self.spec.path}: failed while it ran: {_one_line(error)}. "
+            "If memory ran out, pass fewer rows at a time; otherwise run te-runtime verify on the bundle."
+        )
 
 
 def default_threads() -> int:
@@ -100,8 +138,7 @@ def default_threads() -> int:
 
     Most machines count two CPUs per core, and small graphs gain nothing from more than four.
     """
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_DEFAULT_THREADS, usable // 2))
+    return max(1, min(MAX_DEFAULT_THREADS, usable_cpus() // 2))
 
 
 def parse_threads(threads: int | None) -> int:
@@ -117,37 +154,47 @@ def parse_threads(threads: int | None) -> int:
     return threads
 
 
-def open_session(path: Path, spec: GraphSpec, *, provider: Provider, threads: int) -> OrtSession:
+def open_session(
+    path: Path, spec: GraphSpec, *, provider: Provider, threads: int, cuda: CudaOptions | None = None
+) -> OrtSession:
     """Load one graph.
 
     Args:
         path: the .onnx file; its weights are found in the same folder.
         spec: the interface the graph must have.
-        provider: where to run it.
+        provider: where to run it; every node of it, for CUDA.
         threads: how many CPU threads one run may use.
+        cuda: how to run it on CUDA.
 
     Raises:
         BundleError: ONNX Runtime refuses the file, or its interface is not `spec`.
-        ProviderError: ONNX Runtime is missing or does not give the provider.
+        ProviderError: ONNX Runtime is missing, does not give the provider, or cannot run every node there.
     """
     ort = import_onnxruntime()
-    errors = _ort_errors(ort)
+    errors = onnxruntime_errors(ort)
     wanted = execution_provider(provider)
     if wanted not in ort.get_available_providers():
         raise ProviderError(
             f"this onnxruntime has no {wanted}; it has {', '.join(ort.get_available_providers())}"
         )
+    options = _session_options(ort, threads, provider)
+    providers = [(wanted, _provider_options(provider, cuda or CudaOptions()))]
     try:
+        # Without enable_fallback=0 onnxruntime would print, and try the CPU.
         session = cast(
             _InferenceSession,
-            ort.InferenceSession(str(path), _session_options(ort, threads), providers=[wanted]),
+            ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0),
         )
     except errors as error:
+        if _NO_FALLBACK in str(error):
+            raise ProviderError(
+                f"{path}: {wanted} does not run every node of this graph: {_one_line(error)}. "
+                "Run te-runtime doctor to see whether it runs any; otherwise use provider cpu."
+            ) from error
         raise BundleError(
             f"{path}: onnxruntime {ort.__version__} refuses it: {_one_line(error)}. "
             "Copy the bundle again whole, or export the model again beside this version of onnxruntime."
         ) from error
-    session.disable_fallback()
     found = session.get_providers()
     if found[:1] != [wanted]:
         raise ProviderError(f"asked onnxruntime for {wanted}, got {', '.join(found)}")
@@ -156,22 +203,33 @@ def open_session(path: Path, spec: GraphSpec, *, provider: Provider, threads: in
     return OrtSession(session, spec, errors)
 
 
-def _session_options(ort: ModuleType, threads: int) -> object:
+def _session_options(ort: ModuleType, threads: int, provider: Provider) -> object:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    options.log_severity_level = _FATAL if provider == "cuda" else _ERROR
+    if provider != "cpu":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return cast(object, options)
 
 
-def _ort_errors(ort: ModuleType) -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises: its own classes have no common base but Exception."""
-    state = vars(ort.capi.onnxruntime_pybind11_state)
-    own = [value for value in state.values() if isinstance(value, type) and issubclass(value, Exception)]
-    return (*own, RuntimeError, ValueError, MemoryError)
+def _provider_options(provider: Provider, cuda: CudaOptions) -> dict[str, str]:
+    """Options that change results or memory; the rest is left as ONNX Runtime has it."""
+    if provider != "cuda":
+        return {}
+    return {
+        "device_id": str(cuda.device_id),
+        # The default doubles the device memory that the arena holds each time it grows.
+        "arena_extend_strategy": "kSameAsRequested",
+        # The default tries every algorithm anew for each batch size.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        # On by default, and cuts the 23 bits of a float32 to 10 before each product.
+        "use_tf32": "0",
+        "enable_cuda_graph": "1" if cuda.graph_batch_sizes else "0",
+    }
 
 
 def _check_arguments(path: Path, kind: str, found: list[_Argument], expected: tuple[TensorSpec, ...]) -> None:

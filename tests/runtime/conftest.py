@@ -14,9 +14,31 @@ import pytest
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
     """tests/runtime/tiny_bundle.py as a module, however pytest imports tests."""
-    name = "te_runtime_tiny_bundle"
+    return load_beside("tiny_bundle")
+
+
+@pytest.fixture(scope="session")
+def fake() -> ModuleType:
+    """tests/runtime/fake_machine.py as a module."""
+    return load_beside("fake_machine")
+
+
+@pytest.fixture(scope="session")
+def gpu() -> str:
+    """The name of a GPU that runs graphs; skips the test where there is none."""
+    from te_runtime.providers import choose_provider
+
+    choice = choose_provider("auto")
+    if choice.device is None:
+        pytest.skip(f"needs a machine with an NVIDIA GPU and CUDA for onnxruntime: {choice.reason}")
+    return choice.device
+
+
+def load_beside(stem: str) -> ModuleType:
+    """A module from this folder."""
+    name = f"te_runtime_{stem}"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("tiny_bundle.py"))
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{stem}.py"))
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)

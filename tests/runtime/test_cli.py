@@ -32,7 +32,7 @@ def test_help_and_version() -> None:
     text = call("--help").stdout
     assert "te-runtime inspect model-onnx" in text
     assert "Exit codes" in text
-    for command in ("inspect", "verify", "run"):
+    for command in ("inspect", "verify", "run", "doctor"):
         assert call(command, "-h").exit_code == 0
     assert call("--version").stdout.startswith("te-runtime ")
     assert call("bogus").exit_code == 2
@@ -118,6 +118,7 @@ def test_run_some_tasks_as_json(bundle: Path, rows: Path, tmp_path: Path) -> Non
     result = call("run", bundle, rows, "--task", "task_1", "-o", tmp_path / "o.npz", "--json")
     assert json.loads(result.stdout) == {
         "output": str(tmp_path / "o.npz"),
+        "provider": "cpu",
         "tasks": {"task_1": {"prediction": [5, 2], "routing_weights": [5, 3]}},
     }
     with np.load(tmp_path / "o.npz", allow_pickle=False) as found:
@@ -135,9 +136,9 @@ def test_run_of_no_rows(bundle: Path, tmp_path: Path) -> None:
         (("--task", "tsk_1"), 2, "did you mean 'task_1'?"),
         (("--task", "task_1", "--task", "task_1"), 2, "asked for twice"),
         (
-            ("--provider", "cuda"),
+            ("--provider", "tensorrt"),
             3,
-            "provider 'cuda' is not available in this release of te_runtime; available: cpu",
+            "provider 'tensorrt' is unknown; available: cpu, cuda, auto",
         ),
         (("--precision", "int8"), 2, "precision 'int8' is not in this bundle, which has fp32"),
         (("--threads", "0"), 2, "threads: found 0"),
@@ -203,4 +204,4 @@ def test_a_closed_pipe_gives_no_traceback(bundle: Path) -> None:
 
 def test_the_entry_point_is_a_click_command() -> None:
     assert isinstance(main, click.Group)
-    assert sorted(main.commands) == ["inspect", "run", "verify"]
+    assert sorted(main.commands) == ["doctor", "inspect", "run", "verify"]

@@ -7,6 +7,7 @@ import pytest
 
 from te_runtime.describe import run_text, shown_bytes
 from te_runtime.prediction import Prediction
+from te_runtime.providers import ProviderChoice
 
 
 @pytest.mark.parametrize(
@@ -25,8 +26,10 @@ def test_sizes_for_people(size_bytes: int, text: str) -> None:
 
 
 def test_long_rows_and_many_rows_are_cut() -> None:
-    lines = list(run_text({"a": Prediction(np.ones((100, 20)), None)}, Path("o.npz")))
+    choice = ProviderChoice("auto", "cpu", "no CUDA here: no driver", None)
+    lines = list(run_text({"a": Prediction(np.ones((100, 20)), None)}, Path("o.npz"), choice))
     assert lines[0] == "a: prediction (100, 20)"
     assert lines[1].endswith("… 12 more")
     assert lines[4] == "  … 97 more rows"
-    assert len(lines) == 7
+    assert lines[5] == "Ran on cpu, chosen by auto: no CUDA here: no driver"
+    assert len(lines) == 8

@@ -47,6 +47,13 @@ def test_import_loads_neither_onnxruntime_nor_click() -> None:
     assert not loaded & (FORBIDDEN | {"onnxruntime", "click"})
 
 
+def test_the_doctor_s_help_and_the_cpu_ask_no_machine(pristine: Path) -> None:
+    loaded = modules_after("from te_runtime.cli import main\nmain(['doctor', '-h'], standalone_mode=False)")
+    assert not loaded & (FORBIDDEN | {"onnxruntime", "numpy"})
+    program = f"import sys, te_runtime\nte_runtime.load({str(pristine)!r}).close()\n"
+    modules_after(program + "assert not {'te_runtime.machine', 'te_runtime.cuda_check'} & set(sys.modules)")
+
+
 def test_help_loads_no_onnxruntime() -> None:
     loaded = modules_after("from te_runtime.cli import main\nmain(['--help'], standalone_mode=False)")
     assert not loaded & (FORBIDDEN | {"onnxruntime"})
@@ -67,11 +74,16 @@ def test_the_public_names() -> None:
     assert te_runtime.__all__ == [
         "BundleError",
         "ClosedError",
+        "CudaOptions",
         "InputError",
+        "Mode",
         "Model",
+        "Plan",
         "Prediction",
+        "ProviderChoice",
         "ProviderError",
         "TeRuntimeError",
+        "Utilization",
         "load",
     ]
     for name in te_runtime.__all__:

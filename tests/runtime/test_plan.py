@@ -1,80 +1,81 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
-from te_runtime.errors import BundleError
-from te_runtime.manifest import GraphSpec, TaskSpec, TensorSpec
-from te_runtime.plan import Tail, TaskReader, TrunkPlan
+import te_runtime
+from te_runtime.errors import InputError
+from te_runtime.manifest import parse_manifest
+from te_runtime.plan import Plan, choose_plan
 
-X = TensorSpec("x", "float32", ("batch", 2))
-H = TensorSpec("h", "float32", ("batch", 3))
-PREDICTION = TensorSpec("prediction", "float32", ("batch", 1))
-WEIGHTS = TensorSpec("routing_weights", "float32", ("batch", 4))
+MODES = ("joint", "split", "task")
 
 
-class FakeSession:
-    """A Session that keeps what it was fed and answers with given arrays."""
-
-    def __init__(self, spec: GraphSpec, answers: list[np.ndarray]) -> None:
-        self.spec = spec
-        self.answers = answers
-        self.fed: list[list[str]] = []
-
-    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        self.fed.append(list(feeds))
-        return self.answers
+def test_what_each_mode_opens(pristine: Path) -> None:
+    variant = parse_manifest((pristine / "manifest.json").read_bytes(), "manifest.json").variants[0]
+    opened = {mode: choose_plan(variant, mode) for mode in MODES}
+    assert opened["joint"].graphs == ("fp32/joint.onnx",)
+    assert opened["split"].graphs == ("fp32/trunk.onnx", "fp32/tail-task_0.onnx", "fp32/tail-task_1.onnx")
+    assert opened["task"].graphs == ("fp32/task-task_0.onnx", "fp32/task-task_1.onnx")
+    assert {plan.reason for plan in opened.values()} == {"asked for"}
 
 
-def tail(name: str, inputs: tuple[TensorSpec, ...], answers: list[np.ndarray]) -> Tail:
-    spec = GraphSpec(f"fp32/tail-{name}.onnx", inputs, (WEIGHTS, PREDICTION))
-    reader = TaskReader.of(spec, TaskSpec(name, PREDICTION, WEIGHTS))
-    return Tail(FakeSession(spec, answers), tuple(value.name for value in inputs), reader)
+def test_several_tasks_are_split_and_one_is_not(tiny: ModuleType, pristine: Path, tmp_path: Path) -> None:
+    tiny.write_tiny_bundle(tmp_path / "one", outputs={"only": 2})
+    with te_runtime.load(pristine) as several, te_runtime.load(tmp_path / "one") as one:
+        assert (several.plan.mode, one.plan.mode) == ("split", "joint")
+        assert "only the tails asked for" in several.plan.reason
+        assert "one graph" in one.plan.reason
+        assert one.predict(np.zeros((2, 6)))["only"].output.shape == (2, 2)
 
 
-def plan(answers: list[np.ndarray]) -> tuple[TrunkPlan, FakeSession, dict[str, Tail]]:
-    trunk = FakeSession(GraphSpec("fp32/trunk.onnx", (X,), (H,)), [np.zeros((2, 3), dtype=np.float32)])
-    tails = {"a": tail("a", (H,), answers), "b": tail("b", (X, H), answers)}
-    return TrunkPlan(trunk, tails), trunk, tails
+def test_a_plan_prints_what_a_person_wants_to_know() -> None:
+    shown = str(Plan("split", ("fp32/trunk.onnx", "fp32/tail-a.onnx"), "asked for"))
+    assert shown == "mode split: asked for\n  fp32/trunk.onnx\n  fp32/tail-a.onnx"
 
 
-GOOD = [np.ones((2, 4), dtype=np.float32), np.zeros((2, 1), dtype=np.float32)]
-FEEDS = {"x": np.zeros((2, 2), dtype=np.float32)}
-
-
-def test_the_trunk_runs_once_and_only_the_tails_asked_for_run() -> None:
-    made, trunk, tails = plan(GOOD)
-    assert list(made.run(FEEDS, 2, ["b"])) == ["b"]
-    assert trunk.fed == [["x"]]
-    assert tails["a"].session.fed == []
-    assert tails["b"].session.fed == [["x", "h"]]
-    found = made.run(FEEDS, 2, ["b", "a"])
-    assert list(found) == ["b", "a"]
-    assert len(trunk.fed) == 2
-    assert found["a"].output is GOOD[1]
-    assert found["a"].routing_weights is GOOD[0]
-
-
-def test_no_rows_run_nothing() -> None:
-    made, trunk, _ = plan(GOOD)
-    found = made.run({"x": np.zeros((0, 2), dtype=np.float32)}, 0, ["a"])
-    assert trunk.fed == []
-    assert found["a"].output.shape == (0, 1)
-    assert found["a"].routing_weights.shape == (0, 4)
-    assert found["a"].output.dtype == np.float32
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (2,), (2, 2), (3, 1)])
-def test_an_answer_of_another_shape_than_promised_is_refused(shape: tuple[int, ...]) -> None:
-    made, _, _ = plan([GOOD[0], np.zeros(shape, dtype=np.float32)])
+def test_a_mode_that_is_none_is_refused(pristine: Path) -> None:
     with pytest.raises(
-        BundleError, match=r"tail-a\.onnx: gave 'prediction' of task 'a' for 2 rows with shape"
+        InputError, match=r"mode: found 'fast', expected one of 'joint', 'split', 'task', or None"
     ):
-        made.run(FEEDS, 2, ["a"])
+        te_runtime.load(pristine, mode="fast")
 
 
-def test_a_reader_of_a_graph_without_the_task_is_refused() -> None:
-    with pytest.raises(BundleError, match="expected 'prediction' of task 'a'"):
-        TaskReader.of(GraphSpec("fp32/g.onnx", (X,), (H,)), TaskSpec("a", PREDICTION, None))
+@pytest.mark.parametrize("batch", [1, 2, 9, 64])
+@pytest.mark.parametrize("options", [{}, {"gated": False}, {"two_inputs": True}])
+def test_every_mode_gives_the_same(
+    tiny: ModuleType, tmp_path: Path, batch: int, options: dict[str, object]
+) -> None:
+    """float32 sums of at most 12 products, four layers deep: modes differ by at most 1e-5 of the largest value."""
+    builder = tiny.TinyBundle(tiny.TinyOptions(outputs={"a": 2, "b": 1, "c": 3}, **options))
+    builder.write(tmp_path / "b")
+    rng = np.random.default_rng(batch)
+    feeds = {s.name: rng.standard_normal((batch, s.shape[1]), dtype=np.float32) for s in builder.inputs}
+    oracle = builder.oracle(feeds)
+    for mode in MODES:
+        with te_runtime.load(tmp_path / "b", mode=mode) as model:
+            assert model.plan.mode == mode
+            for tasks in (None, ["c", "a"], ["b"]):
+                found = model.predict(feeds, tasks)
+                assert list(found) == (tasks or ["a", "b", "c"])
+                for task, (output, weights) in found.items():
+                    exact = oracle[f"{task}.prediction"]
+                    assert np.abs(output - exact).max() <= 1e-5 * np.abs(exact).max()
+                    if builder.options.gated:
+                        np.testing.assert_allclose(weights, oracle[f"{task}.routing_weights"], atol=1e-5)
+                    else:
+                        assert weights is None
+            empty = model.predict({name: array[:0] for name, array in feeds.items()}, ["c"])
+            assert empty["c"].output.shape == (0, 3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_verify_checks_every_graph_in_every_mode(pristine: Path, mode: str) -> None:
+    with te_runtime.load(pristine, mode=mode) as model:
+        report = model.verify()
+    assert report.ok
+    assert "fp32/trunk.onnx + fp32/tail-task_0.onnx" in report.graphs
+    assert "fp32/joint.onnx" in report.graphs

@@ -150,7 +150,7 @@ def test_threads_may_share_a_model(model: Model, x: np.ndarray) -> None:
 
 def test_wrong_arguments_of_load(pristine: Path, tmp_path: Path) -> None:
     with pytest.raises(ProviderError, match="available: cpu"):
-        te_runtime.load(pristine, provider="cuda")
+        te_runtime.load(pristine, provider="tpu")
     with pytest.raises(InputError, match="precision 'fp16' is not in this bundle, which has fp32"):
         te_runtime.load(pristine, precision="fp16")
     with pytest.raises(InputError, match="threads"):

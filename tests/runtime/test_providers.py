@@ -4,11 +4,13 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from te_runtime.errors import ProviderError
+from te_runtime.errors import InputError, ProviderError
+from te_runtime.onnxruntime_install import import_onnxruntime, installed_onnxruntimes
 from te_runtime.providers import (
+    CudaOptions,
+    ProviderChoice,
+    choose_provider,
     execution_provider,
-    import_onnxruntime,
-    installed_onnxruntimes,
     parse_provider,
 )
 
@@ -17,7 +19,7 @@ def test_cpu_is_a_provider() -> None:
     assert execution_provider(parse_provider("cpu")) == "CPUExecutionProvider"
 
 
-@pytest.mark.parametrize("name", ["cuda", "CPU", "", "CPUExecutionProvider", "tensorrt"])
+@pytest.mark.parametrize("name", ["CUDA", "CPU", "", "CPUExecutionProvider", "tensorrt"])
 def test_another_provider_is_refused_with_those_there_are(name: str) -> None:
     with pytest.raises(ProviderError, match="available: cpu") as caught:
         parse_provider(name)
@@ -62,3 +64,52 @@ def test_an_onnxruntime_that_does_not_load_is_told() -> None:
 def test_an_onnxruntime_removed_in_part_is_told() -> None:
     with pytest.raises(ProviderError, match="installed in part"):
         import_onnxruntime(installed=lambda: (), load=lambda name: SimpleNamespace())
+
+
+def test_cpu_is_given_without_looking(fake: ModuleType) -> None:
+    machine = fake.FakeMachine()
+    assert choose_provider("cpu", machine=machine) == ProviderChoice("cpu", "cpu", "asked for", None)
+    assert machine.asked == []
+
+
+def test_auto_takes_cuda_where_a_graph_ran_and_says_so(fake: ModuleType) -> None:
+    choice = choose_provider("auto", machine=fake.FakeMachine())
+    assert choice == ProviderChoice("auto", "cuda", "a graph ran on NVIDIA Test GPU", "NVIDIA Test GPU")
+    assert choose_provider("cuda", machine=fake.FakeMachine()).reason == "asked for"
+
+
+def test_auto_takes_the_cpu_where_cuda_is_broken_and_cuda_is_refused(fake: ModuleType) -> None:
+    machine = fake.FakeMachine(problems={"CUDAExecutionProvider": "out of memory"})
+    choice = choose_provider("auto", machine=machine)
+    assert (choice.provider, choice.device) == ("cpu", None)
+    assert "out of memory" in choice.reason
+    with pytest.raises(ProviderError, match=r"provider 'cuda' does not work here: .*out of memory") as caught:
+        choose_provider("cuda", machine=machine)
+    assert caught.value.exit_code == 3
+
+
+def test_several_problems_tell_the_first_and_count_the_rest(fake: ModuleType) -> None:
+    machine = fake.FakeMachine(driver_found=fake.NO_DRIVER, on_loader_path=frozenset())
+    with pytest.raises(ProviderError, match=r"And 1 more: te-runtime doctor"):
+        choose_provider("cuda", machine=machine)
+
+
+def test_no_onnxruntime_is_an_error_for_auto_as_well(fake: ModuleType) -> None:
+    with pytest.raises(ProviderError, match="not installed"):
+        choose_provider("auto", machine=fake.FakeMachine(installed={}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"device_id": -1},
+        {"device_id": True},
+        {"graph_batch_sizes": (0,)},
+        {"graph_batch_sizes": [1]},
+        {"graph_batch_sizes": (1, 1)},
+        {"graph_batch_sizes": tuple(range(1, 100))},
+    ],
+)
+def test_options_out_of_bounds_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="expected"):
+        CudaOptions(**options)

@@ -10,6 +10,7 @@ import pytest
 from te_runtime.bundle import open_bundle
 from te_runtime.errors import BundleError, InputError, ProviderError
 from te_runtime.manifest import GraphSpec
+from te_runtime.providers import CudaOptions, choose_provider
 from te_runtime.session import OrtSession, default_threads, open_session, parse_threads
 
 
@@ -95,9 +96,6 @@ class Failing:
     def get_providers(self) -> list[str]:
         return ["OtherExecutionProvider", "CPUExecutionProvider"]
 
-    def disable_fallback(self) -> None:
-        pass
-
     def run(self, names: object, feeds: object) -> list[np.ndarray]:
         raise RuntimeError("Status Message:\n Failed to allocate memory")
 
@@ -130,9 +128,9 @@ def test_options_of_a_session(pristine: Path, spec: GraphSpec, monkeypatch: pyte
 
     real, seen = onnxruntime.InferenceSession, []
 
-    def keep(path: str, options: onnxruntime.SessionOptions, providers: list[str]) -> object:
+    def keep(path: str, options: onnxruntime.SessionOptions, **others: object) -> object:
         seen.append(options)
-        return real(path, options, providers=providers)
+        return real(path, options, **others)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", keep)
     open_session(pristine / spec.path, spec, provider="cpu", threads=2)
@@ -148,3 +146,37 @@ def test_threads() -> None:
     for wrong in (0, -1, 1025, True, 1.0, "2"):
         with pytest.raises(InputError, match="expected a whole number from 1 to 1024"):
             parse_threads(wrong)
+
+
+def test_what_cuda_is_asked_for(pristine: Path, spec: GraphSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    seen: list[tuple[onnxruntime.SessionOptions, dict[str, object]]] = []
+
+    def keep(path: str, options: onnxruntime.SessionOptions, **others: object) -> object:
+        seen.append((options, others))
+        raise RuntimeError("fallback to CPU EP has been explicitly disabled by the user")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", keep)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(ProviderError, match="CUDAExecutionProvider does not run every node of this graph"):
+        open_session(
+            pristine / spec.path,
+            spec,
+            provider="cuda",
+            threads=1,
+            cuda=CudaOptions(1, graph_batch_sizes=(8,)),
+        )
+    ((options, others),) = seen
+    assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+    assert others["enable_fallback"] == 0
+    ((name, settings),) = others["providers"]
+    assert name == "CUDAExecutionProvider"
+    assert (settings["device_id"], settings["use_tf32"], settings["enable_cuda_graph"]) == ("1", "0", "1")
+
+
+def test_a_session_without_the_gpu_asked_for_is_refused(pristine: Path, spec: GraphSpec) -> None:
+    if choose_provider("auto").provider == "cuda":
+        pytest.skip("needs a machine without a usable NVIDIA GPU")
+    with pytest.raises(ProviderError, match=r"has no CUDA|does not run every node"):
+        open_session(pristine / spec.path, spec, provider="cuda", threads=1)

@@ -51,6 +51,7 @@ class TinyOptions:
     gated: bool = True
     two_inputs: bool = False
     standalone: bool = True
+    hidden: int = HIDDEN
 
 
 class TinyBundle:
@@ -69,7 +70,8 @@ class TinyBundle:
     def _make_weights(self) -> dict[str, np.ndarray]:
         wide = FEATURES + (2 if self.options.two_inputs else 0)
         k = self.options.experts
-        shapes = {"backbone.w": (wide, HIDDEN), "backbone.b": (HIDDEN,), "experts.w": (HIDDEN, k * WIDTH)}
+        hidden = self.options.hidden
+        shapes = {"backbone.w": (wide, hidden), "backbone.b": (hidden,), "experts.w": (hidden, k * WIDTH)}
         shapes["experts.b"] = (k * WIDTH,)
         for task, out in self.options.outputs.items():
             shapes |= {f"{task}.gate.w": (k * WIDTH, k), f"{task}.gate.b": (k,)}

@@ -1,0 +1,66 @@
+"""Loads the graphs of one mode for a device, and picks what runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from te_runtime.bundle import Bundle
+from te_runtime.cuda_graphs import GraphExecutor
+from te_runtime.device_executor import Answer, Device, DeviceExecutor, DeviceGraphs
+from te_runtime.executor import Executor
+from te_runtime.manifest import GraphSpec, Variant
+from te_runtime.plan import Mode
+from te_runtime.providers import CudaOptions, Provider
+from te_runtime.session import OrtSession, open_session
+
+__all__ = ["open_device_executor"]
+
+
+def open_device_executor(
+    bundle: Bundle,
+    variant: Variant,
+    mode: Mode,
+    *,
+    provider: Provider,
+    threads: int,
+    cuda: CudaOptions | None = None,
+) -> Executor:
+    """Load the graphs of one mode; each weight that they share comes to the device once.
+
+    Args:
+        bundle: the bundle.
+        variant: which of its variants.
+        mode: which graphs.
+        provider: `cuda`; `cpu` runs the same code on the CPU, for tests.
+        threads: CPU threads per graph.
+        cuda: which GPU, and the batch sizes to record.
+
+    Raises:
+        BundleError, ProviderError: as open_session.
+        InputError: batch sizes are to be recorded and a graph has another open axis.
+    """
+    options = cuda or CudaOptions()
+
+    def opened(spec: GraphSpec) -> OrtSession:
+        path = bundle.path(spec.path)
+        return open_session(path, spec, provider=provider, threads=threads, cuda=options)
+
+    graphs = _open_graphs(bundle, variant, mode, opened)
+    device = Device(provider, options.device_id if provider == "cuda" else 0)
+    if not options.graph_batch_sizes:
+        return DeviceExecutor(graphs, device)
+    return GraphExecutor(graphs, device, bundle.manifest.inputs, options.graph_batch_sizes)
+
+
+def _open_graphs(
+    bundle: Bundle, variant: Variant, mode: Mode, opened: Callable[[GraphSpec], OrtSession]
+) -> DeviceGraphs:
+    tasks = bundle.manifest.tasks
+    if mode == "joint":
+        joint = opened(variant.joint)
+        return DeviceGraphs(None, {task.name: Answer.of(joint, task) for task in tasks})
+    own = zip(tasks, variant.tasks, strict=True)
+    if mode == "task":
+        return DeviceGraphs(None, {task.name: Answer.of(opened(part.graph), task) for task, part in own})
+    trunk = opened(variant.trunk)
+    return DeviceGraphs(trunk, {task.name: Answer.of(opened(part.tail), task) for task, part in own})
