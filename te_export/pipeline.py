@@ -10,7 +10,6 @@ model has been let go: what was verified is what is shipped, and memory never ho
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import os
 from dataclasses import dataclass
@@ -182,7 +181,7 @@ def _write_manifest(
         files=staged.files,
     )
     staged.write(REPORT_NAME, [render_report(manifest, written.notes).encode("utf-8")])
-    manifest = dataclasses.replace(manifest, files=staged.files)
+    manifest = manifest._replace(files=staged.files)
     data = serialize_manifest(manifest)
     staged.write(MANIFEST_NAME, [data])
     return parse_manifest(data, MANIFEST_NAME)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
-__all__ = ["Cpu", "parse_cpuinfo", "usable_cpus"]
+__all__ = ["Cpu", "parse_cpuinfo"]
 
 # What to look for → the names that /proc/cpuinfo gives it (x86 `flags`, Arm `Features`).
 _X86_FEATURES = {
@@ -40,11 +39,6 @@ class Cpu:
     features: dict[str, bool]
     usable: int
     total: int
-
-
-def usable_cpus() -> int:
-    """How many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def parse_cpuinfo(text: str, *, architecture: str, usable: int, total: int) -> Cpu:

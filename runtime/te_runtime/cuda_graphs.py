@@ -19,12 +19,14 @@ from te_runtime.errors import InputError
 from te_runtime.manifest import TensorSpec
 from te_runtime.onnxruntime_install import import_onnxruntime
 from te_runtime.prediction import Prediction
-from te_runtime.session import Binding, OrtSession
+from te_runtime.session import OrtSession
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from numpy.typing import NDArray
+
+    from te_runtime.session_types import Binding
 
 __all__ = ["GraphExecutor"]
 

@@ -89,10 +89,7 @@ def bundle_json(bundle: Bundle) -> dict[str, Json]:
         ],
         "variants": [_variant_json(manifest, variant) for variant in manifest.variants],
         "golden_rows": {group.name: group.rows for group in manifest.golden.groups},
-        "producer": {
-            field.name: getattr(manifest.producer, field.name)
-            for field in dataclasses.fields(manifest.producer)
-        },
+        "producer": manifest.producer._asdict(),
         "checkpoint_sha256": manifest.model.checkpoint_sha256,
         "manifest_sha256": bundle.manifest_sha256,
         "checksums_match": True if bundle.check == "full" else None,

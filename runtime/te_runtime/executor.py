@@ -6,9 +6,8 @@ is asked for: at one row, a call's own Python has to stay within a few µs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from te_runtime.answers import AnswerReader, TaskReader
 from te_runtime.bundle import Bundle
@@ -16,11 +15,14 @@ from te_runtime.manifest import GraphSpec, TaskSpec, Variant
 from te_runtime.plan import Mode
 from te_runtime.prediction import Prediction
 from te_runtime.providers import Provider
-from te_runtime.session import Session, open_session
+from te_runtime.session import open_session
+from te_runtime.side_by_side import side_by_side
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from te_runtime.session_types import Session
 
 __all__ = ["Answerer", "Executor", "SessionExecutor", "TaskReader", "open_executor"]
 
@@ -48,8 +50,7 @@ class Executor(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Answerer:
+class Answerer(NamedTuple):
     """A task and the loaded graph that answers it; tasks may share a graph."""
 
     task: TaskSpec
@@ -132,18 +133,20 @@ def open_executor(
         BundleError, ProviderError: as open_session.
     """
 
-    def opened(spec: GraphSpec, graph_threads: int = threads) -> Session:
-        return open_session(bundle.path(spec.path), spec, provider=provider, threads=graph_threads)
+    def opening(spec: GraphSpec, graph_threads: int = threads) -> Callable[[], Session]:
+        path = bundle.path(spec.path)
+        return lambda: open_session(path, spec, provider=provider, threads=graph_threads)
 
     inputs = [spec.name for spec in bundle.manifest.inputs]
-    graphs = list(zip(bundle.manifest.tasks, variant.tasks, strict=True))
+    tasks = bundle.manifest.tasks
     if mode == "joint":
-        joint = opened(variant.joint)
-        return SessionExecutor(None, [Answerer(task, joint) for task, _ in graphs], inputs)
+        joint = opening(variant.joint)()
+        return SessionExecutor(None, [Answerer(task, joint) for task in tasks], inputs)
     if mode == "task":
-        return SessionExecutor(None, [Answerer(task, opened(own.graph)) for task, own in graphs], inputs)
-    trunk = opened(variant.trunk)
-    return SessionExecutor(trunk, [Answerer(task, opened(own.tail, 1)) for task, own in graphs], inputs)
+        sessions = side_by_side([opening(own.graph) for own in variant.tasks])
+        return SessionExecutor(None, list(map(Answerer, tasks, sessions)), inputs)
+    trunk, *tails = side_by_side([opening(variant.trunk), *(opening(own.tail, 1) for own in variant.tasks)])
+    return SessionExecutor(trunk, list(map(Answerer, tasks, tails)), inputs)
 
 
 def _names_unless(graph: GraphSpec, offered: Sequence[str]) -> tuple[str, ...] | None:

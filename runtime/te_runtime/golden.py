@@ -19,10 +19,12 @@ from te_runtime.golden_rows import GoldenRows, read_golden_rows, take_rows
 from te_runtime.manifest import GraphSpec, TaskSpec, Variant
 from te_runtime.prediction import Prediction
 from te_runtime.providers import CudaOptions, Provider
-from te_runtime.session import Session, open_session
+from te_runtime.session import open_session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from te_runtime.session_types import Session
 
 __all__ = ["Comparison", "TaskCheck", "VerifyReport", "verify"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,7 +54,7 @@ def read_golden_rows(bundle: Bundle, variant: Variant) -> GoldenRows:
     rows = sum(lengths)
     if rows == 0:
         raise BundleError(f"{bundle.root}: the manifest names no golden rows, so nothing can be verified")
-    path = bundle.path(manifest.golden.path)
+    path = Path(bundle.path(manifest.golden.path))
     try:
         arrays = read_npz(path, _wanted(manifest, rows), limit_bytes=MAX_GOLDEN_BYTES)
     except InputError as error:

@@ -1,17 +1,18 @@
-"""manifest.json as frozen dataclasses: the exporter writes through them, the runtime reads through them.
+"""manifest.json as named tuples: the exporter writes through them, the runtime reads through them.
 
 Reading is strict: unknown, missing or repeated keys, other types, names that are not allowed, paths that
 leave the bundle, and sizes out of bounds are refused with the place and the finding. docs/bundle-format.md
 has the same in prose.
+
+Named tuples, because sixteen frozen dataclasses would take 10 ms of every start to make.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from te_runtime.errors import BundleError
 from te_runtime.strict_json import StrictJsonError, decode, encode
@@ -87,51 +88,47 @@ def _check_path(path: str) -> None:
     )
 
 
-@dataclass(frozen=True)
-class TensorSpec:
+class TensorSpec(NamedTuple):
     """One graph input or output. A string in `shape` names a symbolic axis; `batch` is the batch axis."""
 
     name: str
     dtype: DType
     shape: tuple[int | str, ...]
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         _check(0 < len(self.name) <= 200, f"tensor name {self.name!r:.80} must have 1 to 200 characters")
         for axis in self.shape:
             fits = bool(axis) if isinstance(axis, str) else 0 < axis < 2**31
             _check(fits, f"axis {axis!r:.80} of {self.name!r} is out of bounds")
 
 
-@dataclass(frozen=True)
-class GraphSpec:
+class GraphSpec(NamedTuple):
     """One ONNX file: its path inside the bundle and its interface."""
 
     path: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         _check_path(self.path)
         _check(bool(self.inputs) and bool(self.outputs), f"graph {self.path!r} has no inputs or no outputs")
 
 
-@dataclass(frozen=True)
-class TaskSpec:
+class TaskSpec(NamedTuple):
     """One task: prediction (batch, out) and, where the model has a gate, routing weights (batch, experts)."""
 
     name: str
     prediction: TensorSpec
     routing_weights: TensorSpec | None
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         _check(
             is_task_name(self.name),
             f"task name {self.name!r:.80} is not allowed: 1 to 64 letters, digits, '_' or '-'",
         )
 
 
-@dataclass(frozen=True)
-class TaskGraphs:
+class TaskGraphs(NamedTuple):
     """The graphs of one task in one variant.
 
     `tail` reads the trunk's outputs; `standalone` carries its weights inside.
@@ -143,8 +140,7 @@ class TaskGraphs:
     standalone: GraphSpec | None
 
 
-@dataclass(frozen=True)
-class GroupParity:
+class GroupParity(NamedTuple):
     """Errors against the float64 oracle over one group of rows, the worst of every graph and batch size.
 
     `bound` is what `max_abs_error` was allowed to be; `torch_max_abs_error` is what torch float32 reached.
@@ -157,8 +153,7 @@ class GroupParity:
     bound: float
 
 
-@dataclass(frozen=True)
-class OutputParity:
+class OutputParity(NamedTuple):
     """Parity of one output.
 
     Relative errors are over the larger of the oracle's magnitude and its RMS in the group. `ratio` is the
@@ -177,8 +172,7 @@ class OutputParity:
     groups: tuple[GroupParity, ...]
 
 
-@dataclass(frozen=True)
-class TaskParity:
+class TaskParity(NamedTuple):
     task: str
     prediction: OutputParity
     routing_weights: OutputParity | None
@@ -195,8 +189,7 @@ class TaskParity:
         return max((out.ratio for out in self.outputs.values() if out.ratio is not None), default=None)
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """One precision of the bundle: one weights file and the graphs that point into it."""
 
     precision: Precision
@@ -206,34 +199,31 @@ class Variant:
     tasks: tuple[TaskGraphs, ...]
     parity: tuple[TaskParity, ...]
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         _check_path(self.weights)
 
 
-@dataclass(frozen=True)
-class RowGroup:
+class RowGroup(NamedTuple):
     """A run of consecutive rows of golden.npz made the same way (ordinary, large, tiny, routing)."""
 
     name: str
     rows: int
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         _check(0 < self.rows <= 1_000_000, f"row group {self.name!r:.80} has {self.rows!r:.80} rows")
 
 
-@dataclass(frozen=True)
-class Golden:
+class Golden(NamedTuple):
     """Golden rows: `input.<name>`, and the oracle's float64 `<task>.prediction`, `<task>.routing_weights`."""
 
     path: str
     groups: tuple[RowGroup, ...]
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         _check_path(self.path)
 
 
-@dataclass(frozen=True)
-class TaskUtilization:
+class TaskUtilization(NamedTuple):
     """How one task used each expert over the verification rows, by the oracle.
 
     `mean` is over ordinary rows and is the baseline that a deployed model is compared with; `low` and
@@ -247,21 +237,19 @@ class TaskUtilization:
     wins: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class FileEntry:
+class FileEntry(NamedTuple):
     path: str
     size_bytes: int
     sha256: str
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         _check_path(self.path)
         in_bounds = 0 <= self.size_bytes <= MAX_FILE_BYTES
         _check(in_bounds, f"size of {self.path!r} is out of bounds: {self.size_bytes!r:.80}")
         _check(_SHA256.fullmatch(self.sha256) is not None, f"sha256 of {self.path!r} is not 64 hex digits")
 
 
-@dataclass(frozen=True)
-class ModelInfo:
+class ModelInfo(NamedTuple):
     """Where the graphs came from. `unused_parameters` are in the checkpoint but reach no prediction."""
 
     family: str
@@ -271,8 +259,7 @@ class ModelInfo:
     unused_parameters: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Producer:
+class Producer(NamedTuple):
     """Versions of what wrote the bundle."""
 
     te_export: str
@@ -283,8 +270,7 @@ class Producer:
     opset: int
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(NamedTuple):
     """The whole of manifest.json.
 
     Attributes:
@@ -294,7 +280,7 @@ class Manifest:
 
     format: str
     version: int
-    checksum: str = field(compare=False)
+    checksum: str
     model: ModelInfo
     producer: Producer
     inputs: tuple[TensorSpec, ...]
@@ -304,7 +290,7 @@ class Manifest:
     utilization: tuple[TaskUtilization, ...]
     files: tuple[FileEntry, ...]
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         _check(bool(self.inputs), "inputs is empty")
         _check(bool(self.tasks), "tasks is empty")
         _check(bool(self.variants), "variants is empty")
@@ -376,7 +362,7 @@ def serialize_manifest(manifest: Manifest) -> bytes:
         BundleError: it would not, because a name holds a character that cannot be printed or an integer
             passes 64 bits.
     """
-    data = seal_manifest(encode(replace(manifest, checksum=_NO_CHECKSUM)).encode("ascii"))
+    data = seal_manifest(encode(manifest._replace(checksum=_NO_CHECKSUM)).encode("ascii"))
     parse_manifest(data, MANIFEST_NAME)
     return data
 

@@ -17,8 +17,7 @@ always ask for every task in small batches set mode="joint".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from te_runtime.errors import InputError
 from te_runtime.manifest import GraphSpec, Variant
@@ -28,8 +27,7 @@ __all__ = ["Mode", "Plan", "choose_plan"]
 Mode = Literal["joint", "split", "task"]
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """What a loaded model runs. Print it to read it.
 
     Attributes:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from te_runtime.batching import parse_max_batch, predict_in_parts
 from te_runtime.bundle import Bundle, Check, open_bundle
@@ -39,8 +38,7 @@ _FORKED = (
 )
 
 
-@dataclass(frozen=True)
-class ModelSettings:
+class ModelSettings(NamedTuple):
     """How a model was loaded; load() makes them from its arguments."""
 
     provider: ProviderChoice
@@ -98,10 +96,13 @@ def load(
         max_batch=parse_max_batch(max_batch),
         on_nonfinite=parse_on_nonfinite(on_nonfinite),
     )
-    bundle = open_bundle(path, check=check)
+    bundle = open_bundle(path, check=check, wait=False)
     variant = choose_variant(bundle.manifest, precision, settings.provider.provider)
     plan = choose_plan(variant, mode)
-    executor = _open(bundle, variant, plan.mode, settings)
+    try:
+        executor = _open(bundle, variant, plan.mode, settings)
+    finally:
+        bundle.finish_check()  # it knows better than onnxruntime what is wrong with a file
     bundle.require_same_folder()
     return Model(bundle, variant, plan, executor, settings)
 

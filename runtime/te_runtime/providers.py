@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from te_runtime.errors import InputError, ProviderError
 
@@ -57,8 +56,7 @@ class CudaOptions:
             )
 
 
-@dataclass(frozen=True)
-class ProviderChoice:
+class ProviderChoice(NamedTuple):
     """Where a model runs.
 
     Attributes:
@@ -122,7 +120,7 @@ def choose_provider(
     if report.has_run:
         device = report.driver.devices[device_id].name
         choice = ProviderChoice(asked, "cuda", "asked for", device)
-        return choice if asked == "cuda" else dataclasses.replace(choice, reason=f"a graph ran on {device}")
+        return choice if asked == "cuda" else choice._replace(reason=f"a graph ran on {device}")
     if asked == "auto":
         return ProviderChoice(asked, "cpu", f"no CUDA here: {report.findings[0].problem}", None)
     first, *others = report.findings

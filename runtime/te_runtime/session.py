@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
-from te_runtime.cpu import usable_cpus
 from te_runtime.errors import BundleError, InputError, ProviderError
 from te_runtime.manifest import GraphSpec, TensorSpec
 from te_runtime.onnxruntime_install import import_onnxruntime, onnxruntime_errors
 from te_runtime.providers import CudaOptions, Provider, execution_provider
+from te_runtime.usable_cpus import usable_cpus
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Binding", "OrtSession", "Session", "default_threads", "open_session", "parse_threads"]
+    from te_runtime.session_types import Argument, Binding, InferenceSession
+
+__all__ = ["OrtSession", "default_threads", "open_session", "parse_threads"]
 
 _ERROR, _FATAL = 3, 4  # onnxruntime's log levels; what is fatal to a session is raised as well
 _NO_FALLBACK = "fallback to CPU EP has been explicitly disabled"
@@ -37,57 +39,13 @@ _DTYPES = {
 }
 
 
-class Session(Protocol):
-    """A graph that can be run; tests pass fakes."""
-
-    @property
-    def spec(self) -> GraphSpec:
-        """The graph's path, inputs and outputs."""
-
-    def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Sequence[NDArray[np.generic]]:
-        """Run once. `feeds` holds exactly the inputs of `spec`; the answer is in the order of its outputs."""
-
-
-class Binding(Protocol):
-    """Where one run of a graph reads and writes, as onnxruntime.IOBinding; for one thread at a time."""
-
-    def bind_ortvalue_input(self, name: str, value: object) -> None:
-        """Read an input from a value."""
-
-    def bind_ortvalue_output(self, name: str, value: object) -> None:
-        """Write an output into a value."""
-
-    def bind_output(self, name: str, device_type: str, device_id: int) -> None:
-        """Have a new value made for an output on a device."""
-
-    def get_outputs(self) -> list[Any]:
-        """The outputs of the last run, as onnxruntime.OrtValue, in the order they were bound."""
-
-
-class _Argument(Protocol):
-    name: str
-    type: str
-    shape: list[int | str | None]
-
-
-class _InferenceSession(Protocol):
-    def get_inputs(self) -> list[_Argument]: ...
-    def get_outputs(self) -> list[_Argument]: ...
-    def get_providers(self) -> list[str]: ...
-    def io_binding(self) -> Binding: ...
-    def run_with_iobinding(self, binding: Binding, run_options: object) -> None: ...
-    def run(
-        self, names: Sequence[str], feeds: Mapping[str, NDArray[np.generic]]
-    ) -> Sequence[NDArray[np.generic]]: ...
-
-
 class OrtSession:
     """A Session of ONNX Runtime. `run` may be called from many threads at once."""
 
     __slots__ = ("_errors", "_names", "_session", "spec")
 
     def __init__(
-        self, session: _InferenceSession, spec: GraphSpec, errors: tuple[type[Exception], ...]
+        self, session: InferenceSession, spec: GraphSpec, errors: tuple[type[Exception], ...]
     ) -> None:
         self.spec = spec
         self._session = session
@@ -155,7 +113,12 @@ def parse_threads(threads: int | None) -> int:
 
 
 def open_session(
-    path: Path, spec: GraphSpec, *, provider: Provider, threads: int, cuda: CudaOptions | None = None
+    path: str | os.PathLike[str],
+    spec: GraphSpec,
+    *,
+    provider: Provider,
+    threads: int,
+    cuda: CudaOptions | None = None,
 ) -> OrtSession:
     """Load one graph.
 
@@ -182,7 +145,7 @@ def open_session(
     try:
         # Without enable_fallback=0 onnxruntime would print, and try the CPU.
         session = cast(
-            _InferenceSession,
+            "InferenceSession",
             ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0),
         )
     except errors as error:
@@ -232,7 +195,9 @@ def _provider_options(provider: Provider, cuda: CudaOptions) -> dict[str, str]:
     }
 
 
-def _check_arguments(path: Path, kind: str, found: list[_Argument], expected: tuple[TensorSpec, ...]) -> None:
+def _check_arguments(
+    path: str | os.PathLike[str], kind: str, found: list[Argument], expected: tuple[TensorSpec, ...]
+) -> None:
     names = [argument.name for argument in found]
     wanted = [spec.name for spec in expected]
     if names != wanted:

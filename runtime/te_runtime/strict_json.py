@@ -1,31 +1,32 @@
-"""JSON to frozen dataclasses and back, refusing whatever the dataclass does not name.
+"""JSON to named tuples and back, refusing whatever the class does not name.
 
 The decoder is driven by the type annotations: str, int, float, bool, Literal, None, X | None, tuple[X, ...],
-dict[str, X] and nested dataclasses. Unknown keys, missing keys, repeated keys, NaN, infinities, integers
+dict[str, X] and nested named tuples. A class that has a method `check` may refuse values by raising
+StrictJsonError. Unknown keys, missing keys, repeated keys, NaN, infinities, integers
 beyond 64 bits, characters that cannot be printed, and values of another type are refused with the path of the
 offending value, for example `variants[0].joint.path`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import sys
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-__all__ = ["StrictJsonError", "decode", "encode"]
+__all__ = ["StrictJsonError", "decode", "encode", "plain"]
 
 T = TypeVar("T")
+_Decoder: TypeAlias = Callable[[object, str], object]
 
 _KIND_NAMES = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", float: "number"}
 
 
 class StrictJsonError(ValueError):
-    """The text is not JSON, or not the JSON that the dataclass describes."""
+    """The text is not JSON, or not the JSON that the class describes."""
 
 
 def decode(text: str, cls: type[T]) -> T:
@@ -33,7 +34,7 @@ def decode(text: str, cls: type[T]) -> T:
 
     Args:
         text: a JSON document whose top level is an object.
-        cls: a dataclass whose fields use only the annotations named in the module's docstring.
+        cls: a NamedTuple whose fields use only the annotations named in the module's docstring.
 
     Raises:
         StrictJsonError: with the path of the first value that does not fit.
@@ -49,11 +50,30 @@ def decode(text: str, cls: type[T]) -> T:
     return typing.cast(T, _value(data, cls, ""))
 
 
-def encode(value: object) -> str:
-    """Write a dataclass as JSON: fields in declared order, a newline at the end, always the same bytes."""
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        raise TypeError(f"expected a dataclass instance, got {type(value).__name__}")
-    return json.dumps(dataclasses.asdict(value), indent=1, allow_nan=False, ensure_ascii=True) + "\n"
+def encode(value: NamedTuple) -> str:
+    """Write a named tuple as JSON: fields in declared order, a newline at the end, always the same bytes."""
+    if not _is_record(type(value)):
+        raise TypeError(f"expected an instance of a NamedTuple, got {type(value).__name__}")
+    return json.dumps(plain(value), indent=1, allow_nan=False, ensure_ascii=True) + "\n"
+
+
+def plain(value: object) -> Any:
+    """A named tuple and all in it as dicts, lists and scalars, which is what JSON has."""
+    if isinstance(value, tuple):
+        if _is_record(type(value)):
+            return {name: plain(entry) for name, entry in zip(_fields(value), value, strict=True)}
+        return [plain(entry) for entry in value]
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    return value
+
+
+def _is_record(cls: object) -> bool:
+    return isinstance(cls, type) and issubclass(cls, tuple) and hasattr(cls, "_fields")
+
+
+def _fields(value: object) -> tuple[str, ...]:
+    return typing.cast("tuple[str, ...]", typing.cast(Any, value)._fields)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -78,27 +98,41 @@ def _fail(where: str, expected: str, found: object) -> StrictJsonError:
 
 
 def _value(data: object, annotation: Any, where: str) -> object:
+    return _decoder(annotation)(data, where)
+
+
+@functools.cache
+def _decoder(annotation: Any) -> _Decoder:
+    """What decodes values of one annotation; worked out once, since a manifest holds thousands of values."""
     origin = typing.get_origin(annotation)
-    if dataclasses.is_dataclass(annotation):
-        return _dataclass(data, typing.cast(Any, annotation), where)
+    choices = typing.get_args(annotation)
+    if _is_record(annotation):
+        return functools.partial(_record, annotation)
     if origin in (typing.Union, types.UnionType):
-        return _union(data, typing.get_args(annotation), where)
+        return functools.partial(_union, choices)
     if origin is typing.Literal:
-        return _literal(data, typing.get_args(annotation), where)
+        return functools.partial(_literal, choices)
     if origin is tuple:
-        if not isinstance(data, list):
-            raise _fail(where, "array", data)
-        item = typing.get_args(annotation)[0]
-        return tuple(_value(entry, item, f"{where}[{index}]") for index, entry in enumerate(data))
+        return functools.partial(_array, choices[0])
     if origin is dict:
-        if not isinstance(data, dict):
-            raise _fail(where, "object", data)
-        item = typing.get_args(annotation)[1]
-        return {key: _value(entry, item, f"{where}.{key:.80}") for key, entry in data.items()}
-    return _scalar(data, annotation, where)
+        return functools.partial(_mapping, choices[1])
+    return functools.partial(_scalar, annotation)
 
 
-def _scalar(data: object, annotation: Any, where: str) -> object:
+def _array(item: Any, data: object, where: str) -> object:
+    if not isinstance(data, list):
+        raise _fail(where, "array", data)
+    decode_item = _decoder(item)
+    return tuple([decode_item(entry, f"{where}[{index}]") for index, entry in enumerate(data)])
+
+
+def _mapping(item: Any, data: object, where: str) -> object:
+    if not isinstance(data, dict):
+        raise _fail(where, "object", data)
+    return {key: _value(entry, item, f"{where}.{key:.80}") for key, entry in data.items()}
+
+
+def _scalar(annotation: Any, data: object, where: str) -> object:
     if annotation is float and type(data) in (int, float):
         number = typing.cast(float, data)
         if not -sys.float_info.max <= number <= sys.float_info.max:
@@ -116,7 +150,7 @@ def _scalar(data: object, annotation: Any, where: str) -> object:
     raise _fail(where, _KIND_NAMES.get(annotation, "null"), data)
 
 
-def _union(data: object, choices: tuple[Any, ...], where: str) -> object:
+def _union(choices: tuple[Any, ...], data: object, where: str) -> object:
     if data is None and type(None) in choices:
         return None
     kept = [choice for choice in choices if choice is not type(None)]
@@ -130,7 +164,7 @@ def _union(data: object, choices: tuple[Any, ...], where: str) -> object:
     raise _fail(where, " or ".join(_KIND_NAMES.get(choice, "array") for choice in kept), data)
 
 
-def _literal(data: object, choices: tuple[Any, ...], where: str) -> object:
+def _literal(choices: tuple[Any, ...], data: object, where: str) -> object:
     for choice in choices:
         if type(data) is type(choice) and data == choice:
             return data
@@ -140,24 +174,29 @@ def _literal(data: object, choices: tuple[Any, ...], where: str) -> object:
 @functools.cache
 def _annotations(cls: type[Any]) -> Mapping[str, Any]:
     hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    return {name: hints[name] for name in cls._fields}
 
 
-def _dataclass(data: object, cls: Any, where: str) -> object:
+def _record(cls: Any, data: object, where: str) -> object:
     if not isinstance(data, dict):
         raise _fail(where, "object", data)
     annotations = _annotations(cls)
-    unknown = sorted(set(data) - set(annotations))
-    if unknown:
-        raise StrictJsonError(
-            f"{where or 'top level'}: unknown key {unknown[0]!r:.80}; known keys: {', '.join(annotations)}"
-        )
-    missing = [name for name in annotations if name not in data]
-    if missing:
-        raise StrictJsonError(f"{where or 'top level'}: key {missing[0]!r} is missing")
+    if data.keys() != annotations.keys():
+        raise _other_keys(data, annotations, where)
     prefix = f"{where}." if where else ""
-    values = {name: _value(data[name], hint, prefix + name) for name, hint in annotations.items()}
-    try:
-        return cls(**values)
-    except StrictJsonError as error:
-        raise StrictJsonError(f"{where or 'top level'}: {error}") from error
+    record = cls(*[_value(data[name], hint, prefix + name) for name, hint in annotations.items()])
+    if hasattr(record, "check"):
+        try:
+            record.check()
+        except StrictJsonError as error:
+            raise StrictJsonError(f"{where or 'top level'}: {error}") from error
+    return record
+
+
+def _other_keys(data: Mapping[str, object], known: Mapping[str, object], where: str) -> StrictJsonError:
+    place = where or "top level"
+    unknown = sorted(data.keys() - known.keys())
+    if unknown:
+        return StrictJsonError(f"{place}: unknown key {unknown[0]!r:.80}; known keys: {', '.join(known)}")
+    missing = next(name for name in known if name not in data)
+    return StrictJsonError(f"{place}: key {missing!r} is missing")

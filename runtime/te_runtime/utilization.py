@@ -11,8 +11,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
@@ -29,8 +28,7 @@ _CALLS_KEPT = 256
 _ROWS_KEPT = 64  # a larger batch is added up at once: its weights are many bytes, and its call is long
 
 
-@dataclass(frozen=True)
-class Utilization:
+class Utilization(NamedTuple):
     """How one task used each expert.
 
     Attributes:

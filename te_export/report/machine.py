@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from te_export.options import ExportResult
+from te_runtime.strict_json import plain
 
 __all__ = ["result_object"]
 
 
 def result_object(result: ExportResult) -> dict[str, object]:
     """One JSON-ready object: where the bundle is, figures per task, and the whole manifest."""
-    manifest = dataclasses.asdict(result.manifest)
+    manifest = plain(result.manifest)
     return {
         "status": "dry-run" if not result.published else "ok",
         "exit_code": 0,

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from te_export.verify.batches import plan_batches
 from te_runtime.manifest import GraphSpec
-from te_runtime.session import Session, default_threads, open_session
+from te_runtime.session import default_threads, open_session
+from te_runtime.session_types import Session
 
 __all__ = ["GraphRun", "open_staged", "run_graph", "run_tail"]
 

@@ -508,15 +508,15 @@ def test_a_bundle_replaced_while_it_is_loaded(
     """Trunk of the old bundle and tails of the new one would give numbers that nobody ever checked."""
     other = tmp_path / "other"
     shutil.copytree(bundle, other)
-    open_plan = predictor.open_plan
+    open_graphs = predictor._open
 
     def replaced_meanwhile(*args: Any, **kwargs: Any) -> object:
-        plan = open_plan(*args, **kwargs)
+        executor = open_graphs(*args, **kwargs)
         bundle.rename(tmp_path / "old")
         other.rename(bundle)
-        return plan
+        return executor
 
-    monkeypatch.setattr(predictor, "open_plan", replaced_meanwhile)
+    monkeypatch.setattr(predictor, "_open", replaced_meanwhile)
     with pytest.raises(BundleError, match="replaced while it was being loaded"):
         te_runtime.load(bundle, threads=1)
 

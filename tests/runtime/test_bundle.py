@@ -14,7 +14,7 @@ def test_a_whole_bundle_opens(bundle: Path) -> None:
     assert opened.root == bundle.resolve()
     assert opened.check == "full"
     assert opened.manifest_sha256 == hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
-    assert opened.path("fp32/weights.bin").is_file()
+    assert Path(opened.path("fp32/weights.bin")).is_file()
 
 
 def test_a_bundle_opens_by_text_and_through_a_link_to_its_folder(bundle: Path, tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_path_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(b"")
     with pytest.raises(BundleError, match="is a file, expected a bundle"):
         open_bundle(tmp_path / "model.pt")
-    with pytest.raises(BundleError, match=r"manifest\.json: no such file"):
+    with pytest.raises(BundleError, match=r"holds no manifest\.json, so it is no bundle"):
         open_bundle(tmp_path)
     with pytest.raises(BundleError, match="cannot be opened"):
         open_bundle("a\0b")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from te_runtime.cpu import parse_cpuinfo, usable_cpus
+from te_runtime.cpu import parse_cpuinfo
+from te_runtime.usable_cpus import usable_cpus
 
 X86 = "processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu sse2 avx2 avx512f avx_vnni\n\nmodel name\t: second\n"
 ARM = "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd asimddp\nHardware\t: Board X\n"

@@ -147,8 +147,8 @@ def test_a_graph_that_fails_is_named(root: Path) -> None:
 def test_recording_needs_every_axis_but_the_batch_fixed(root: Path) -> None:
     bundle = open_bundle(root)
     (first, *others) = bundle.manifest.inputs
-    open_axis = replace(first, shape=("batch", "length"))
-    manifest = replace(bundle.manifest, inputs=(open_axis, *others))
+    open_axis = first._replace(shape=("batch", "length"))
+    manifest = bundle.manifest._replace(inputs=(open_axis, *others))
     with pytest.raises(InputError, match="'x' has the open axes batch, length"):
         open_device_executor(
             replace(bundle, manifest=manifest),

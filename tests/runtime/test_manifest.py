@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ def test_a_manifest_that_could_not_be_read_is_not_written(data: bytes) -> None:
     manifest = parse_manifest(data, "manifest.json")
     for change in ({"unused_parameters": ("a\nb",)}, {"config": {"k": 2**64}}, {"family": "\x1b[31m"}):
         with pytest.raises(BundleError, match=r"manifest\.json: model\."):
-            serialize_manifest(replace(manifest, model=replace(manifest.model, **change)))
+            serialize_manifest(manifest._replace(model=manifest.model._replace(**change)))
 
 
 def test_what_a_manifest_tells(data: bytes) -> None:

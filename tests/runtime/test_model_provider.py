@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,7 +28,7 @@ def test_cuda_options_without_cuda_are_refused(pristine: Path) -> None:
 def test_fp16_is_preferred_on_cuda_only_where_no_precision_is_asked_for(pristine: Path) -> None:
     manifest = open_bundle(pristine).manifest
     (full,) = manifest.variants
-    both = SimpleNamespace(variants=(full, replace(full, precision="fp16")))
+    both = SimpleNamespace(variants=(full, full._replace(precision="fp16")))
     assert choose_variant(both, None, "cuda").precision == "fp16"
     assert choose_variant(both, None, "cpu").precision == "fp32"
     assert choose_variant(both, "fp32", "cuda").precision == "fp32"

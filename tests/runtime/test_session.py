@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -48,7 +47,7 @@ def test_a_graph_runs_and_answers_in_the_order_of_its_spec(pristine: Path, spec:
 def test_another_interface_than_the_spec_is_refused(
     pristine: Path, spec: GraphSpec, change: dict[str, object], message: str
 ) -> None:
-    wrong = replace(spec, inputs=(replace(spec.inputs[0], **change),))
+    wrong = spec._replace(inputs=(spec.inputs[0]._replace(**change),))
     with pytest.raises(BundleError) as caught:
         opened(pristine, wrong)
     assert message in str(caught.value)
@@ -57,9 +56,9 @@ def test_another_interface_than_the_spec_is_refused(
 
 def test_other_outputs_than_the_spec_are_refused(pristine: Path, spec: GraphSpec) -> None:
     with pytest.raises(BundleError, match="its outputs are prediction, routing_weights"):
-        opened(pristine, replace(spec, outputs=spec.outputs[:1]))
+        opened(pristine, spec._replace(outputs=spec.outputs[:1]))
     with pytest.raises(BundleError, match="its outputs are prediction, routing_weights"):
-        opened(pristine, replace(spec, outputs=spec.outputs[::-1]))
+        opened(pristine, spec._replace(outputs=spec.outputs[::-1]))
 
 
 def test_a_batch_axis_that_came_out_static_is_refused(

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -105,5 +104,5 @@ def test_a_baseline_of_another_size_is_refused(pristine: Path) -> None:
     manifest = parse_manifest((pristine / "manifest.json").read_bytes(), "manifest.json")
     wrong = TaskUtilization("task_0", (1.0,), (1.0,), (1.0,), (1,))
     with pytest.raises(BundleError, match="'task_0' has 1 experts, its routing weights have 3"):
-        UtilizationCounter(replace(manifest, utilization=(wrong,)))
-    assert UtilizationCounter(replace(manifest, utilization=())).report()["task_0"].baseline is None
+        UtilizationCounter(manifest._replace(utilization=(wrong,)))
+    assert UtilizationCounter(manifest._replace(utilization=())).report()["task_0"].baseline is None
