@@ -18,7 +18,13 @@ from te_runtime.prediction import Prediction
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["check_output_path", "default_output_path", "read_inputs", "write_predictions"]
+__all__ = [
+    "check_output_path",
+    "check_output_spares",
+    "default_output_path",
+    "read_inputs",
+    "write_predictions",
+]
 
 _NPY_MAGIC = b"\x93NUMPY"
 _ZIP_MAGIC = b"PK"
@@ -77,6 +83,26 @@ def check_output_path(path: Path, *, force: bool) -> None:
         raise InputError(f"{path}: is there already. Pass --force to overwrite it, or another name with -o.")
 
 
+def check_output_spares(path: Path, *, bundle: Path, input_file: Path) -> None:
+    """Check that predictions written to `path` leave the bundle and the input as they are.
+
+    Folders and files are compared by identity, so that symlinks, `..`, hard links and other spellings of a name
+    are seen through. What does not exist is left to whoever opens it.
+
+    Raises:
+        InputError: `path` lies in the bundle, or is the input.
+    """
+    target, folder = Path(os.path.realpath(path)), Path(os.path.realpath(path.parent))
+    folders = {folder, *folder.parents, *target.parents}
+    if any(_is_same(entry, bundle) for entry in folders):
+        raise InputError(
+            f"{path}: lies in the bundle {bundle}, which stays as it was exported. "
+            "Pass -o with a file in another folder."
+        )
+    if _is_same(path, input_file):
+        raise InputError(f"{path}: is the input itself. Pass -o with another name.")
+
+
 def write_predictions(path: Path, predictions: Mapping[str, Prediction], *, force: bool = False) -> None:
     """Write predictions as `<task>.prediction` and `<task>.routing_weights`. The file appears whole or not at
     all.
@@ -104,6 +130,13 @@ def write_predictions(path: Path, predictions: Mapping[str, Prediction], *, forc
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them does not exist
+        return False
 
 
 def _first_bytes(path: Path) -> bytes:

@@ -2,93 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-import traceback
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import get_args
 
 import click
 
-from te_runtime.errors import TeRuntimeError
-
-if TYPE_CHECKING:
-    from te_runtime.describe import Json
+from te_runtime.cli_group import CommandGroup, Outcome, json_outcome, text_outcome
+from te_runtime.cli_options import choose_cuda, load_options, report_options
+from te_runtime.plan import Mode
 
 __all__ = ["main"]
 
-INTERRUPTED_EXIT_CODE = 130
 MISMATCH_EXIT_CODE = 1
 NOTHING_WORKS_EXIT_CODE = 3
-
-_VERBOSE = "te_runtime.verbose"
-_JSON = "te_runtime.json"
-
-Command = TypeVar("Command", bound=Callable[..., None])
-
-
-class _Group(click.Group):
-    """Maps te_runtime's errors to one line on stderr and their exit codes."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except TeRuntimeError as error:
-            if ctx.meta.get(_VERBOSE):
-                traceback.print_exc()
-            click.echo(f"error: {error}", err=True)
-            if ctx.meta.get(_JSON):
-                _print_json({"error": {"type": type(error).__name__, "message": str(error)}})
-            ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("stopped", err=True)
-            ctx.exit(INTERRUPTED_EXIT_CODE)
-
-
-def _common_options(command: Command) -> Command:
-    """--json and -v, which the error handling has to know as well."""
-    command = click.option(
-        "--json",
-        "as_json",
-        is_flag=True,
-        callback=_remember(_JSON),
-        help="Print one JSON object and nothing else.",
-    )(command)
-    return click.option(
-        "-v",
-        "--verbose",
-        is_flag=True,
-        expose_value=False,
-        callback=_remember(_VERBOSE),
-        help="After an error, show the Python traceback too.",
-    )(command)
-
-
-def _remember(key: str) -> Callable[[click.Context, click.Parameter, bool], bool]:
-    def callback(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
-        ctx.meta[key] = value
-        return value
-
-    return callback
-
-
-def _run_options(command: Command) -> Command:
-    """The options of commands that load the model."""
-    for option in (
-        click.option("--threads", type=int, help="CPU threads; default: half of the CPUs, at most four."),
-        click.option(
-            "--provider",
-            default="cpu",
-            show_default=True,
-            help="Where to run: cpu, cuda, or auto for cuda where it works.",
-        ),
-        click.option(
-            "--precision", help="Which variant to run, for example fp32; default: the bundle's first."
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -106,7 +33,20 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     ctx.exit()
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=CommandGroup,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="\b\nExit codes:\n"
+    "  0    done\n"
+    "  1    verify found wrong numbers\n"
+    "  2    wrong usage, or a bundle or input that cannot be used\n"
+    "  3    ONNX Runtime or the provider is missing\n"
+    "  70   a defect of te-runtime, please report it\n"
+    "  74   done, but the result could not be printed\n"
+    "  130  interrupted\n"
+    "  141  done, but nobody read the result: the pipe was closed",
+)
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show it."
 )
@@ -116,20 +56,17 @@ def main() -> None:
     A bundle is a folder. It holds a model that answers several tasks from one input, ready for ONNX Runtime.
 
     \b
-    te-runtime inspect model-onnx           what is in it, and is it whole
-    te-runtime verify model-onnx            does it give the right numbers on this machine
-    te-runtime run model-onnx input.npz     predictions for your own rows
-    te-runtime doctor                       what works on this machine, and what fixes the rest
-
-    Exit codes: 0 done; 1 verify found wrong numbers; 2 bad usage, bundle or input; 3 ONNX Runtime or the
-    provider is missing.
+    Examples:
+      te-runtime inspect model-onnx
+      te-runtime verify model-onnx --provider auto
+      te-runtime run model-onnx input.npz --task click -o answers.npz
     """
 
 
-@main.command()
+@main.command(short_help="What is in a bundle, and is every file unchanged.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@_common_options
-def inspect(bundle: Path, as_json: bool) -> None:
+@report_options
+def inspect(bundle: Path, as_json: bool) -> Outcome:
     """Show what BUNDLE holds: tasks, inputs, variants, and whether every file is unchanged.
 
     Needs no ONNX Runtime.
@@ -139,91 +76,104 @@ def inspect(bundle: Path, as_json: bool) -> None:
 
     opened = open_bundle(bundle)
     if as_json:
-        _print_json(bundle_json(opened))
-        return
-    _print_lines(bundle_text(opened))
-    click.echo(f"Next: te-runtime verify {shlex.quote(str(bundle))}")
+        return json_outcome(bundle_json(opened))
+    return text_outcome([*bundle_text(opened), f"Next: te-runtime verify {shlex.quote(str(bundle))}"])
 
 
-@main.command()
+@main.command(short_help="Does a bundle give the right numbers on this machine.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@_run_options
-@_common_options
-@click.pass_context
+@load_options
+@report_options
 def verify(
-    ctx: click.Context, bundle: Path, precision: str | None, provider: str, threads: int | None, as_json: bool
-) -> None:
-    """Run the test rows stored in BUNDLE on this machine and compare with the answers stored beside them.
+    bundle: Path, precision: str | None, provider: str, device: int | None, threads: int | None, as_json: bool
+) -> Outcome:
+    """Run the golden rows stored in BUNDLE on this machine, through every graph, and compare with the answers
+    stored beside them.
 
     Exits with 1 if any value is farther off than the bundle allows.
     """
-    from te_runtime.describe import shown_choice, verify_json, verify_text
     from te_runtime.predictor import load
     from te_runtime.providers import parse_provider
+    from te_runtime.verify_text import verify_json, verify_text
 
-    with load(bundle, provider=parse_provider(provider), precision=precision, threads=threads) as model:
+    asked = parse_provider(provider)
+    cuda = choose_cuda(asked, device)
+    with load(bundle, provider=asked, precision=precision, threads=threads, cuda=cuda) as model:
         choice, report = model.provider_choice, model.verify()
+    exit_code = 0 if report.ok else MISMATCH_EXIT_CODE
     if as_json:
-        _print_json(verify_json(report))
-    else:
-        _print_lines(verify_text(str(bundle), report))
-        click.echo(f"Ran {shown_choice(choice)}")
-        click.echo(
-            f"Next: te-runtime run {shlex.quote(str(bundle))} input.npz"
-            if report.ok
-            else "This bundle must not be used here."
-        )
+        return json_outcome(verify_json(report, choice), exit_code)
+    advice = f"Next: te-runtime run {shlex.quote(str(bundle))} input.npz"
     if not report.ok:
-        ctx.exit(MISMATCH_EXIT_CODE)
+        advice = "This bundle must not be used here."
+    return text_outcome([*verify_text(str(bundle), report, choice), advice], exit_code)
 
 
-@main.command()
+@main.command(short_help="Predictions for your own rows, as an .npz file.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("input_file", metavar="INPUT", type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Default: INPUT-predictions.npz beside INPUT."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where predictions go.  [default: INPUT-predictions.npz beside INPUT]",
 )
-@click.option("--task", "tasks", multiple=True, metavar="NAME", help="Only this task; may be given again.")
+@click.option("--task", "tasks", multiple=True, metavar="NAME", help="Only this task; repeat for more.")
 @click.option("--force", is_flag=True, help="Overwrite the output file.")
-@_run_options
-@_common_options
+@click.option(
+    "--mode",
+    type=click.Choice(get_args(Mode)),
+    help="Which graphs to open: joint, one for all tasks; split, the trunk and a tail per task; task, one per "
+    "task.  [default: split, or joint for a single task]",
+)
+@load_options
+@report_options
 def run(
     bundle: Path,
     input_file: Path,
     output: Path | None,
     tasks: tuple[str, ...],
     force: bool,
+    mode: Mode | None,
     precision: str | None,
     provider: str,
+    device: int | None,
     threads: int | None,
     as_json: bool,
-) -> None:
+) -> Outcome:
     """Predict for the rows in INPUT and write the answers to a .npz file.
 
     INPUT is a .npy file, or a .npz file with an array for each input of the model, rows first. The output
     holds TASK.prediction, and TASK.routing_weights where the model has them, for every task.
     """
-    from te_runtime.arrays_io import check_output_path, default_output_path, read_inputs, write_predictions
-    from te_runtime.describe import run_json, run_text
+    from te_runtime import arrays_io
     from te_runtime.predictor import load
     from te_runtime.providers import parse_provider
+    from te_runtime.run_text import RunReport, run_json, run_text
 
-    chosen = default_output_path(input_file) if output is None else output
-    check_output_path(chosen, force=force)
-    with load(bundle, provider=parse_provider(provider), precision=precision, threads=threads) as model:
-        choice = model.provider_choice
-        predictions = model.predict(read_inputs(input_file, model.inputs), tasks or None)
-    write_predictions(chosen, predictions, force=force)
-    if as_json:
-        _print_json(run_json(predictions, chosen, choice))
-    else:
-        _print_lines(run_text(predictions, chosen, choice))
+    asked = parse_provider(provider)
+    cuda = choose_cuda(asked, device)
+    chosen = arrays_io.default_output_path(input_file) if output is None else output
+    arrays_io.check_output_spares(chosen, bundle=bundle, input_file=input_file)
+    arrays_io.check_output_path(chosen, force=force)
+    with load(bundle, provider=asked, precision=precision, threads=threads, mode=mode, cuda=cuda) as model:
+        predictions = model.predict(arrays_io.read_inputs(input_file, model.inputs), tasks or None)
+        report = RunReport(
+            predictions=predictions,
+            output=chosen,
+            precision=model.precision,
+            choice=model.provider_choice,
+            plan=model.plan,
+            utilization=model.utilization(),
+        )
+    arrays_io.write_predictions(chosen, predictions, force=force)
+    return json_outcome(run_json(report)) if as_json else text_outcome(run_text(report))
 
 
-@main.command()
-@_common_options
-@click.pass_context
-def doctor(ctx: click.Context, as_json: bool) -> None:
+@main.command(short_help="What works on this machine, and what fixes the rest.")
+@report_options
+def doctor(as_json: bool) -> Outcome:
     """Show what this machine has for running bundles, what is missing, and the command that fixes it.
 
     Looks at ONNX Runtime, the CPU, and what CUDA needs, and runs a tiny graph on each. Exits with 3 if not even
@@ -233,18 +183,9 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     from te_runtime.doctor_text import doctor_json, doctor_text
 
     found = examine()
-    if as_json:
-        _print_json(doctor_json(found))
-    else:
-        _print_lines(doctor_text(found))
-    if not found.can_run:
-        ctx.exit(NOTHING_WORKS_EXIT_CODE)
-
-
-def _print_lines(lines: Iterable[str]) -> None:
-    for line in lines:
-        click.echo(line)
-
-
-def _print_json(value: dict[str, Json]) -> None:
-    click.echo(json.dumps(value, indent=2, allow_nan=False))
+    exit_code = 0 if found.can_run else NOTHING_WORKS_EXIT_CODE
+    return (
+        json_outcome(doctor_json(found), exit_code)
+        if as_json
+        else text_outcome(doctor_text(found), exit_code)
+    )

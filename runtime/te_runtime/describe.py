@@ -1,11 +1,9 @@
-"""What the command line prints of a bundle, a verification and a run: text for people, JSON for programs."""
+"""What `te-runtime inspect` prints of a bundle: text for people, JSON for programs."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
 from te_runtime.inputs import shown_shape
@@ -14,26 +12,10 @@ from te_runtime.manifest import GroupParity, Manifest, TensorSpec, Variant
 
 if TYPE_CHECKING:
     from te_runtime.bundle import Bundle
-    from te_runtime.golden import Comparison, VerifyReport
-    from te_runtime.prediction import Prediction
-    from te_runtime.providers import ProviderChoice
 
-__all__ = [
-    "bundle_json",
-    "bundle_text",
-    "run_json",
-    "run_text",
-    "shown_bytes",
-    "shown_choice",
-    "verify_json",
-    "verify_text",
-]
+__all__ = ["Json", "bundle_json", "bundle_text", "shown_bytes"]
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
-
-MAX_ROWS_SHOWN = 3
-MAX_VALUES_SHOWN = 8
-MAX_MISMATCHES_SHOWN = 10
 
 
 def shown_bytes(size_bytes: int) -> str:
@@ -95,84 +77,6 @@ def bundle_json(bundle: Bundle) -> dict[str, Json]:
         "checksums_match": True if bundle.check == "full" else None,
         "files": {entry.path: entry.size_bytes for entry in manifest.files},
     }
-
-
-def verify_text(name: str, report: VerifyReport) -> Iterator[str]:
-    """The lines of `te-runtime verify`."""
-    yield (
-        f"{name}, {report.precision} on {report.provider}: "
-        f"{report.rows} golden rows through {len(report.graphs)} graphs"
-    )
-    for check in report.tasks:
-        state = "ok    " if check.values_out_of_bound == 0 else "FAILED"
-        worst = check.worst
-        yield (
-            f"{state} {check.task}: worst error {worst.ratio:.3g} of what is allowed "
-            f"({worst.graph}, {worst.output}, row {worst.row})"
-        )
-    for mismatch in report.mismatches[:MAX_MISMATCHES_SHOWN]:
-        yield _mismatch_line(mismatch)
-    hidden = len(report.mismatches) - MAX_MISMATCHES_SHOWN
-    if hidden > 0:
-        yield f"and {hidden} more mismatches; --json lists them all"
-
-
-def verify_json(report: VerifyReport) -> dict[str, Json]:
-    """What `te-runtime verify --json` prints."""
-    return {
-        "ok": report.ok,
-        "precision": report.precision,
-        "provider": report.provider,
-        "rows": report.rows,
-        "graphs": list(report.graphs),
-        "tasks": [
-            {
-                "task": check.task,
-                "ok": check.values_out_of_bound == 0,
-                "values_out_of_bound": check.values_out_of_bound,
-                "worst": _comparison_json(check.worst),
-            }
-            for check in report.tasks
-        ],
-        "mismatches": [_comparison_json(mismatch) for mismatch in report.mismatches],
-    }
-
-
-def shown_choice(choice: ProviderChoice) -> str:
-    """Where a model runs, and why if te_runtime was left to decide."""
-    device = f" ({choice.device})" if choice.device else ""
-    why = f", chosen by auto: {choice.reason}" if choice.asked == "auto" else ""
-    return f"on {choice.provider}{device}{why}"
-
-
-def run_text(predictions: Mapping[str, Prediction], output: Path, choice: ProviderChoice) -> Iterator[str]:
-    """The lines of `te-runtime run`."""
-    for task, prediction in predictions.items():
-        weights = prediction.routing_weights
-        routing = f", routing weights {shown_shape(weights.shape)}" if weights is not None else ""
-        yield f"{task}: prediction {shown_shape(prediction.output.shape)}{routing}"
-        for number, row in enumerate(entry.ravel().tolist() for entry in prediction.output[:MAX_ROWS_SHOWN]):
-            shown = "  ".join(f"{value:.4g}" for value in row[:MAX_VALUES_SHOWN])
-            more = f"  … {len(row) - MAX_VALUES_SHOWN} more" if len(row) > MAX_VALUES_SHOWN else ""
-            yield f"  row {number}: {shown}{more}"
-        if len(prediction.output) > MAX_ROWS_SHOWN:
-            yield f"  … {len(prediction.output) - MAX_ROWS_SHOWN} more rows"
-    first = next(iter(predictions))
-    yield f"Ran {shown_choice(choice)}"
-    yield f"Wrote {output}"
-    yield f'Read it with numpy: numpy.load("{output.name}")["{first}.prediction"]'
-
-
-def run_json(predictions: Mapping[str, Prediction], output: Path, choice: ProviderChoice) -> dict[str, Json]:
-    """What `te-runtime run --json` prints."""
-    tasks: dict[str, Json] = {}
-    for task, prediction in predictions.items():
-        weights = prediction.routing_weights
-        tasks[task] = {
-            "prediction": list(prediction.output.shape),
-            "routing_weights": None if weights is None else list(weights.shape),
-        }
-    return {"output": str(output), "provider": choice.provider, "tasks": tasks}
 
 
 def _shown_tensor(spec: TensorSpec) -> str:
@@ -241,21 +145,3 @@ def _producer_line(manifest: Manifest) -> str:
         f"te-export {made.te_export}, torch {made.torch}, onnx {made.onnx}, onnxscript {made.onnxscript}, "
         f"onnxruntime {made.onnxruntime}, opset {made.opset}"
     )
-
-
-def _mismatch_line(mismatch: Comparison) -> str:
-    return (
-        f"mismatch: graph {mismatch.graph}, task {mismatch.task}, {mismatch.output}, row {mismatch.row}, "
-        f"column {mismatch.column}, batch of {mismatch.batch}: expected {mismatch.expected:.9g}, "
-        f"found {mismatch.found:.9g}, allowed error {mismatch.allowed:.3g}; "
-        f"{mismatch.values_out_of_bound} values of this output are out of bound"
-    )
-
-
-def _comparison_json(comparison: Comparison) -> Json:
-    """NaN and infinities become text, since JSON has no number for them."""
-    values: dict[str, Json] = {}
-    for field in dataclasses.fields(comparison):
-        value = getattr(comparison, field.name)
-        values[field.name] = str(value) if isinstance(value, float) and not math.isfinite(value) else value
-    return values

@@ -77,7 +77,8 @@ class VerifyReport:
         precision: the variant.
         provider: where it ran.
         rows: golden rows.
-        graphs: the graphs that ran.
+        graphs: what was compared: a graph's path, or `trunk + tail` for the two in a row.
+        graph_files: the graphs that ran, each once.
         tasks: every task with its worst value.
         mismatches: the outputs with values out of bound, in the order the graphs ran; empty if all is well.
     """
@@ -86,6 +87,7 @@ class VerifyReport:
     provider: str
     rows: int
     graphs: tuple[str, ...]
+    graph_files: tuple[str, ...]
     tasks: tuple[TaskCheck, ...]
     mismatches: tuple[Comparison, ...]
 
@@ -122,16 +124,19 @@ def verify(
     """
     golden = read_golden_rows(bundle, variant)
     comparisons = list(_compare_split(golden, bundle, variant, split))
+    ran = [variant.trunk.path, *(graphs.tail.path for graphs in variant.tasks)]
     cuda = CudaOptions(device_id)
     for graph, tasks in _whole_graphs(bundle, variant):
         path = bundle.path(graph.path)
         session = open_session(path, graph, provider=provider, threads=threads, cuda=cuda)
         comparisons += _compare_graph(golden, session, tasks)
+        ran.append(graph.path)
     return VerifyReport(
         precision=variant.precision,
         provider=provider,
         rows=golden.rows,
         graphs=tuple(dict.fromkeys(comparison.graph for comparison in comparisons)),
+        graph_files=tuple(ran),
         tasks=tuple(_task_check(task, comparisons) for task in bundle.manifest.task_names),
         mismatches=tuple(entry for entry in comparisons if entry.values_out_of_bound),
     )

@@ -5,7 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from te_runtime.arrays_io import check_output_path, default_output_path, read_inputs, write_predictions
+from te_runtime.arrays_io import (
+    check_output_path,
+    check_output_spares,
+    default_output_path,
+    read_inputs,
+    write_predictions,
+)
 from te_runtime.errors import InputError
 from te_runtime.manifest import TensorSpec
 from te_runtime.prediction import Prediction
@@ -94,3 +100,60 @@ def test_output_paths(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             check_output_path(path, force=True)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with a bundle of one subfolder, an input, and links to both."""
+    (tmp_path / "b" / "fp32").mkdir(parents=True)
+    (tmp_path / "b" / "golden.npz").touch()
+    (tmp_path / "in.npz").touch()
+    (tmp_path / "bundle-link").symlink_to("b")
+    (tmp_path / "deep-link").symlink_to("b/fp32")
+    (tmp_path / "golden-link.npz").symlink_to("b/golden.npz")
+    (tmp_path / "in-link.npz").symlink_to("in.npz")
+    (tmp_path / "in-hard.npz").hardlink_to(tmp_path / "in.npz")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "b/out.npz",
+        "b/fp32/out.npz",
+        "b/fp32/../out.npz",
+        "b/../b/out.npz",
+        "bundle-link/out.npz",
+        "deep-link/out.npz",
+        "deep-link/../out.npz",
+        "golden-link.npz",
+    ],
+)
+@pytest.mark.parametrize("bundle", ["b", "bundle-link", "b/fp32/..", "b/"])
+def test_no_output_goes_into_the_bundle(place: Path, output: str, bundle: str) -> None:
+    with pytest.raises(InputError, match=r"lies in the bundle .*Pass -o with a file in another folder"):
+        check_output_spares(place / output, bundle=place / bundle, input_file=place / "in.npz")
+
+
+def test_a_bundle_is_known_by_its_folder_not_by_its_name(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place / "b")
+    with pytest.raises(InputError, match="lies in the bundle"):
+        check_output_spares(Path("out.npz"), bundle=place / "b", input_file=place / "in.npz")
+    with pytest.raises(InputError, match="lies in the bundle"):
+        check_output_spares(place / "b" / "out.npz", bundle=Path(), input_file=place / "in.npz")
+    check_output_spares(Path("../out.npz"), bundle=Path(), input_file=place / "in.npz")
+
+
+@pytest.mark.parametrize("output", ["in.npz", "./in.npz", "b/../in.npz", "in-link.npz", "in-hard.npz"])
+def test_no_output_replaces_the_input(place: Path, output: str) -> None:
+    with pytest.raises(InputError, match=r"is the input itself\. Pass -o with another name"):
+        check_output_spares(place / output, bundle=place / "b", input_file=place / "in.npz")
+
+
+def test_other_outputs_may_be_written(place: Path) -> None:
+    (place / "bb").mkdir()
+    for output in ("out.npz", "bb/out.npz", "b/../out.npz"):
+        check_output_spares(place / output, bundle=place / "b", input_file=place / "in.npz")
+    check_output_spares(place / "out.npz", bundle=place / "no", input_file=place / "no.npz")

@@ -14,9 +14,13 @@ import pytest
 from onnx import numpy_helper
 
 import te_runtime
-from te_runtime.describe import verify_json, verify_text
 from te_runtime.golden import VerifyReport
 from te_runtime.golden_rows import MAX_GOLDEN_BYTES
+from te_runtime.interfaces import variant_graphs
+from te_runtime.providers import ProviderChoice
+from te_runtime.verify_text import verify_json, verify_text
+
+CPU = ProviderChoice("cpu", "cpu", "asked for", None)
 
 
 def verified(root: Path) -> VerifyReport:
@@ -38,6 +42,10 @@ def test_a_good_bundle_is_verified_through_every_graph(
     whole |= {task.standalone.path for task in manifest.variants[0].tasks if task.standalone}
     whole |= {f"fp32/trunk.onnx + {task.tail.path}" for task in manifest.variants[0].tasks}
     assert set(report.graphs) == whole
+    files = [graph.path for graph in variant_graphs(manifest.variants[0])]
+    assert sorted(report.graph_files) == sorted(files)
+    assert f"8 golden rows through {len(files)} graphs" in next(iter(verify_text("b", report, CPU)))
+    assert verify_json(report, CPU)["graphs"] == list(report.graph_files)
 
 
 @pytest.mark.parametrize(
@@ -67,10 +75,10 @@ def test_a_graph_that_gives_other_numbers_is_named(
     assert math.isnan(worst.found)
     assert worst.ratio == math.inf
     assert [check.values_out_of_bound > 0 for check in report.tasks] == [False, True]
-    text = "\n".join(verify_text("b", report))
+    text = "\n".join(verify_text("b", report, CPU))
     assert f"mismatch: graph {named}, task task_1, prediction, row 0, column 1" in text
     assert "FAILED task_1" in text
-    json.dumps(verify_json(report), allow_nan=False)
+    json.dumps(verify_json(report, CPU), allow_nan=False)
 
 
 def test_a_value_at_its_bound_is_within_and_one_beyond_is_not(bundle: Path, tiny: ModuleType) -> None:
