@@ -53,4 +53,4 @@ def predict_in_parts(
 def _joined(parts: Sequence[Prediction]) -> Prediction:
     output = np.concatenate([part.output for part in parts])
     weights = [part.routing_weights for part in parts if part.routing_weights is not None]
-    return Prediction(output, np.concatenate(weights) if weights else None)
+    return Prediction(output, np.concatenate(weights) if weights else None, parts[0].provider)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from te_runtime.providers import Provider
+
 __all__ = ["Answer", "Device", "DeviceExecutor", "DeviceGraphs"]
 
 
@@ -41,9 +43,9 @@ class Answer:
     reader: TaskReader
 
     @classmethod
-    def of(cls, session: OrtSession, task: TaskSpec) -> Answer:
+    def of(cls, session: OrtSession, task: TaskSpec, provider: Provider) -> Answer:
         """The answer of `task` in the graph that `session` runs."""
-        return cls(session, TaskReader(session.spec, task))
+        return cls(session, TaskReader(session.spec, task, provider))
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,21 +68,34 @@ class _Route:
 
     __slots__ = ("reader", "steps")
 
-    def __init__(self, answerers: Sequence[Answerer], offered: Sequence[str]) -> None:
+    def __init__(self, answerers: Sequence[Answerer], offered: Sequence[str], provider: Provider) -> None:
         sessions = list({id(answerer.session): answerer.session for answerer in answerers}.values())
         numbers = {id(session): number for number, session in enumerate(sessions)}
         self.steps = [(session.run, _names_unless(session.spec, offered)) for session in sessions]
         sources = [(numbers[id(answerer.session)], answerer.task) for answerer in answerers]
-        self.reader = AnswerReader([session.spec for session in sessions], sources)
+        self.reader = AnswerReader([session.spec for session in sessions], sources, provider)
 
 
 class SessionExecutor:
     """The trunk, if there is one, once per call, then the graphs of the tasks asked for, each once."""
 
-    __slots__ = ("_answerers", "_offered", "_routes", "_trunk", "_trunk_inputs", "_trunk_outputs")
+    __slots__ = (
+        "_answerers",
+        "_offered",
+        "_provider",
+        "_routes",
+        "_trunk",
+        "_trunk_inputs",
+        "_trunk_outputs",
+    )
 
     def __init__(
-        self, trunk: Session | None, answerers: Sequence[Answerer], model_inputs: Sequence[str]
+        self,
+        trunk: Session | None,
+        answerers: Sequence[Answerer],
+        *,
+        model_inputs: Sequence[str],
+        provider: Provider,
     ) -> None:
         """Wrap loaded graphs.
 
@@ -90,9 +103,11 @@ class SessionExecutor:
             trunk: its outputs are what the tails read; None where graphs read the model's inputs alone.
             answerers: one per task.
             model_inputs: names of the model's inputs.
+            provider: where the graphs run.
         """
         self._answerers = {answerer.task.name: answerer for answerer in answerers}
         self._trunk = trunk
+        self._provider = provider
         self._trunk_inputs = None if trunk is None else _names_unless(trunk.spec, model_inputs)
         self._trunk_outputs = () if trunk is None else tuple(spec.name for spec in trunk.spec.outputs)
         self._offered = tuple(model_inputs) if trunk is None else self._trunk_outputs
@@ -115,7 +130,7 @@ class SessionExecutor:
         return route.reader.read(outputs, rows)
 
     def _find_route(self, tasks: tuple[str, ...]) -> _Route:
-        route = _Route([self._answerers[task] for task in tasks], self._offered)
+        route = _Route([self._answerers[task] for task in tasks], self._offered, self._provider)
         if len(self._routes) < _ROUTES_KEPT:
             self._routes[tasks] = route
         return route
@@ -137,16 +152,19 @@ def open_executor(
         path = bundle.path(spec.path)
         return lambda: open_session(path, spec, provider=provider, threads=graph_threads)
 
-    inputs = [spec.name for spec in bundle.manifest.inputs]
+    names = [spec.name for spec in bundle.manifest.inputs]
     tasks = bundle.manifest.tasks
     if mode == "joint":
         joint = opening(variant.joint)()
-        return SessionExecutor(None, [Answerer(task, joint) for task in tasks], inputs)
+        answerers = [Answerer(task, joint) for task in tasks]
+        return SessionExecutor(None, answerers, model_inputs=names, provider=provider)
     if mode == "task":
         sessions = side_by_side([opening(own.graph) for own in variant.tasks])
-        return SessionExecutor(None, list(map(Answerer, tasks, sessions)), inputs)
+        answerers = list(map(Answerer, tasks, sessions))
+        return SessionExecutor(None, answerers, model_inputs=names, provider=provider)
     trunk, *tails = side_by_side([opening(variant.trunk), *(opening(own.tail, 1) for own in variant.tasks)])
-    return SessionExecutor(trunk, list(map(Answerer, tasks, tails)), inputs)
+    answerers = list(map(Answerer, tasks, tails))
+    return SessionExecutor(trunk, answerers, model_inputs=names, provider=provider)
 
 
 def _names_unless(graph: GraphSpec, offered: Sequence[str]) -> tuple[str, ...] | None:

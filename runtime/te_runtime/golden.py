@@ -129,7 +129,7 @@ def verify(
     for graph, tasks in _whole_graphs(bundle, variant):
         path = bundle.path(graph.path)
         session = open_session(path, graph, provider=provider, threads=threads, cuda=cuda)
-        comparisons += _compare_graph(golden, session, tasks)
+        comparisons += _compare_graph(golden, session, tasks, provider)
         ran.append(graph.path)
     return VerifyReport(
         precision=variant.precision,
@@ -162,14 +162,16 @@ def _compare_split(
             yield from _compare_task(golden, rows, label, graphs.task, predictions[graphs.task])
 
 
-def _compare_graph(golden: GoldenRows, session: Session, tasks: tuple[TaskSpec, ...]) -> list[Comparison]:
+def _compare_graph(
+    golden: GoldenRows, session: Session, tasks: tuple[TaskSpec, ...], provider: Provider
+) -> list[Comparison]:
     graph = session.spec
     comparisons: list[Comparison] = []
     for rows in _runs(golden):
         feeds = take_rows(golden, rows)
         outputs = session.run({spec.name: feeds[spec.name] for spec in graph.inputs})
         for task in tasks:
-            prediction = TaskReader(graph, task).read(outputs, len(rows))
+            prediction = TaskReader(graph, task, provider).read(outputs, len(rows))
             comparisons += _compare_task(golden, rows, graph.path, task.name, prediction)
     return comparisons
 

@@ -45,7 +45,7 @@ def open_device_executor(
         path = bundle.path(spec.path)
         return open_session(path, spec, provider=provider, threads=threads, cuda=options)
 
-    graphs = _open_graphs(bundle, variant, mode, opened)
+    graphs = _open_graphs(bundle, variant, mode, provider=provider, opened=opened)
     device = Device(provider, options.device_id if provider == "cuda" else 0)
     if not options.graph_batch_sizes:
         return DeviceExecutor(graphs, device)
@@ -53,14 +53,20 @@ def open_device_executor(
 
 
 def _open_graphs(
-    bundle: Bundle, variant: Variant, mode: Mode, opened: Callable[[GraphSpec], OrtSession]
+    bundle: Bundle,
+    variant: Variant,
+    mode: Mode,
+    *,
+    provider: Provider,
+    opened: Callable[[GraphSpec], OrtSession],
 ) -> DeviceGraphs:
     tasks = bundle.manifest.tasks
     if mode == "joint":
         joint = opened(variant.joint)
-        return DeviceGraphs(None, {task.name: Answer.of(joint, task) for task in tasks})
-    own = zip(tasks, variant.tasks, strict=True)
-    if mode == "task":
-        return DeviceGraphs(None, {task.name: Answer.of(opened(part.graph), task) for task, part in own})
-    trunk = opened(variant.trunk)
-    return DeviceGraphs(trunk, {task.name: Answer.of(opened(part.tail), task) for task, part in own})
+        return DeviceGraphs(None, {task.name: Answer.of(joint, task, provider) for task in tasks})
+    trunk = opened(variant.trunk) if mode == "split" else None
+    answers = {
+        task.name: Answer.of(opened(own.graph if trunk is None else own.tail), task, provider)
+        for task, own in zip(tasks, variant.tasks, strict=True)
+    }
+    return DeviceGraphs(trunk, answers)

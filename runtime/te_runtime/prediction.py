@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from te_runtime.providers import Provider
+
 __all__ = ["Prediction"]
 
 
@@ -18,7 +20,9 @@ class Prediction(NamedTuple):
         output: (B, out) float32; what the task's head gave.
         routing_weights: (B, K) float32, each row adding up to one: how much each expert took part in
             `output`; None where the model has no gate.
+        provider: where it was computed.
     """
 
     output: NDArray[np.generic]
     routing_weights: NDArray[np.generic] | None
+    provider: Provider

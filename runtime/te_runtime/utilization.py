@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from operator import attrgetter, is_not
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Utilization", "UtilizationCounter"]
 
+_WEIGHTS_OF = attrgetter("routing_weights")
+_IS_THERE = partial(is_not, None)
 _CALLS_KEPT = 256
 _ROWS_KEPT = 64  # a larger batch is added up at once: its weights are many bytes, and its call is long
 
@@ -99,9 +103,9 @@ class UtilizationCounter:
         """
         if rows <= _ROWS_KEPT:
             seen = self._seen
-            weights = [weights for _, weights in predictions.values() if weights is not None]
+            weights = filter(_IS_THERE, map(_WEIGHTS_OF, predictions.values()))
             # Arrays are buffers, which numpy's types tell only for newer Pythons; join copies them at once.
-            seen.append((tasks, rows, b"".join(cast("list[memoryview]", weights))))
+            seen.append((tasks, rows, b"".join(cast("Iterator[memoryview]", weights))))
             if len(seen) >= _CALLS_KEPT and self._lock.acquire(blocking=False):
                 try:
                     self._add_up()

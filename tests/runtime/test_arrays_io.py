@@ -19,7 +19,7 @@ from te_runtime.prediction import Prediction
 X = TensorSpec("x", "float32", ("batch", 2))
 Z = TensorSpec("z", "float32", ("batch", 2))
 ROWS = np.arange(4.0).reshape(2, 2)
-PREDICTIONS = {"a": Prediction(ROWS, None), "file": Prediction(ROWS + 1, ROWS + 2)}
+PREDICTIONS = {"a": Prediction(ROWS, None, "cpu"), "file": Prediction(ROWS + 1, ROWS + 2, "cpu")}
 
 
 def test_one_array_feeds_the_only_input_whatever_its_name(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def test_parts_joined_are_the_whole(pristine: Path, mode: str, max_batch: int) -
     ):
         expected, found = whole.predict(x), cut.predict(x)
         assert cut.utilization()["task_0"].rows == 10
-    for task, (output, weights) in found.items():
+    for task, (output, weights, _) in found.items():
         assert output.shape == expected[task].output.shape
         np.testing.assert_allclose(output, expected[task].output, atol=1e-5 * np.abs(output).max(), rtol=0)
         np.testing.assert_allclose(weights, expected[task].routing_weights, atol=1e-5, rtol=0)

@@ -36,7 +36,11 @@ def tail(name: str, inputs: tuple[TensorSpec, ...], answers: list[np.ndarray]) -
 def split(answers: list[np.ndarray]) -> tuple[SessionExecutor, FakeSession, dict[str, FakeSession]]:
     trunk = FakeSession(GraphSpec("fp32/trunk.onnx", (X,), (H,)), [np.zeros((2, 3), dtype=np.float32)])
     tails = [tail("a", (H,), answers), tail("b", (X, H), answers)]
-    return SessionExecutor(trunk, tails, ["x"]), trunk, {t.task.name: t.session for t in tails}
+    return (
+        SessionExecutor(trunk, tails, model_inputs=["x"], provider="cpu"),
+        trunk,
+        {t.task.name: t.session for t in tails},
+    )
 
 
 GOOD = [np.ones((2, 4), dtype=np.float32), np.zeros((2, 1), dtype=np.float32)]
@@ -76,4 +80,4 @@ def test_an_answer_of_another_shape_than_promised_is_refused(shape: tuple[int, .
 
 def test_a_reader_of_a_graph_without_the_task_is_refused() -> None:
     with pytest.raises(BundleError, match="expected 'prediction' of task 'a'"):
-        TaskReader(GraphSpec("fp32/g.onnx", (X,), (H,)), TaskSpec("a", PREDICTION, None))
+        TaskReader(GraphSpec("fp32/g.onnx", (X,), (H,)), TaskSpec("a", PREDICTION, None), "cpu")

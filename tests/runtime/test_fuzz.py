@@ -79,7 +79,7 @@ def outcome(root: Path, mode: str, expected: dict[str, tuple[np.ndarray, np.ndar
     except BundleError as error:
         return "error" if str(root) in str(error) else f"an error that does not say where: {error}"
     assert list(found) == list(expected)
-    for task, (output, weights) in found.items():
+    for task, (output, weights, _) in found.items():
         np.testing.assert_array_equal(output, expected[task][0])
         np.testing.assert_array_equal(weights, expected[task][1])
     return "right"
@@ -90,7 +90,7 @@ def test_a_corrupt_bundle_gives_an_error_or_the_right_answer(bundle: Path, seed:
     rng = np.random.default_rng(seed)
     mode = ("joint", "split", "task")[seed % 3]
     with te_runtime.load(bundle, threads=1, mode=mode) as model:
-        expected = {task: (output, weights) for task, (output, weights) in model.predict(X).items()}
+        expected = {task: (output, weights) for task, (output, weights, _) in model.predict(X).items()}
     contents = {path: path.read_bytes() for path in sorted(bundle.rglob("*")) if path.is_file()}
     outcomes: Counter[str] = Counter()
     for _ in range(CORRUPTIONS_PER_RUN):

@@ -114,7 +114,7 @@ def test_answers_outlive_the_model(pristine: Path) -> None:
     x = np.random.default_rng(0).standard_normal((3, 6), dtype=np.float32)
     model = te_runtime.load(pristine, threads=1)
     found = model.predict(x)
-    kept = {task: (output.copy(), weights.copy()) for task, (output, weights) in found.items()}
+    kept = {task: (output.copy(), weights.copy()) for task, (output, weights, _) in found.items()}
     model.close()
     del model
     with te_runtime.load(pristine, threads=1) as other:
@@ -136,7 +136,7 @@ def test_many_threads_with_other_batches_and_tasks(pristine: Path, mode: str) ->
     for number, found in enumerate(together):
         expected = alone[number % len(jobs)]
         assert list(found) == list(expected)
-        for task, (output, weights) in found.items():
+        for task, (output, weights, _) in found.items():
             np.testing.assert_array_equal(output, expected[task].output)
             np.testing.assert_array_equal(weights, expected[task].routing_weights)
 

@@ -61,7 +61,7 @@ def test_every_mode_gives_the_same(
             for tasks in (None, ["c", "a"], ["b"]):
                 found = model.predict(feeds, tasks)
                 assert list(found) == (tasks or ["a", "b", "c"])
-                for task, (output, weights) in found.items():
+                for task, (output, weights, _) in found.items():
                     exact = oracle[f"{task}.prediction"]
                     assert np.abs(output - exact).max() <= 1e-5 * np.abs(exact).max()
                     if builder.options.gated:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -23,12 +24,14 @@ class Profiled:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self.sessions: list[onnxruntime.InferenceSession] = []
         real = onnxruntime.InferenceSession
+        numbers = itertools.count()  # sessions are opened side by side
 
         def open_session(path: str, options: onnxruntime.SessionOptions, **others: object) -> object:
             options.enable_profiling = True
-            options.profile_file_prefix = str(folder / f"profile-{len(self.sessions)}")
-            self.sessions.append(real(path, options, **others))
-            return self.sessions[-1]
+            options.profile_file_prefix = str(folder / f"profile-{next(numbers)}")
+            session = real(path, options, **others)
+            self.sessions.append(session)
+            return session
 
         monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
 

@@ -14,7 +14,7 @@ from te_runtime.run_text import RunReport, run_json, run_text
 from te_runtime.utilization import Utilization
 
 REPORT = RunReport(
-    predictions={"a": Prediction(np.ones((100, 20)), None)},
+    predictions={"a": Prediction(np.ones((100, 20)), None, "cpu")},
     output=Path("o.npz"),
     precision="fp32",
     choice=ProviderChoice("auto", "cpu", "no CUDA here: no driver", None),
