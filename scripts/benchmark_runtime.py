@@ -19,11 +19,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 from benchmark_export import NAIVE, interleave, make_checkpoint, paired_ratio, run
 from numpy.typing import NDArray
+from onnxruntime import InferenceSession, SessionOptions
 
 import te_runtime
 
@@ -44,8 +44,8 @@ FIRST = """
 import sys
 import numpy as np
 import te_runtime
-with te_runtime.load(sys.argv[1], threads=1, check=sys.argv[2]) as model:
-    model.predict(np.zeros((1, 784), dtype=np.float32), tasks=["task_0"])
+model = te_runtime.load(sys.argv[1], threads=1, check=sys.argv[2])
+model.predict(np.zeros((1, 784), dtype=np.float32), tasks=["task_0"])
 """
 
 MEMORY = """
@@ -66,14 +66,23 @@ print(pss() - before)
 GROWTH = """
 import sys
 import numpy as np
+import onnxruntime
 import te_runtime
 def rss():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096
-model = te_runtime.load(sys.argv[1], threads=1)
+model = te_runtime.load(sys.argv[1], threads=1, mode="joint")
 x = np.zeros((1, *model.inputs[0].shape[1:]), dtype=np.float32)
+if sys.argv[3] == "predict":
+    call = lambda: model.predict(x)
+else:  # what onnxruntime does by itself
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    path = sys.argv[1] + "/" + model.plan.graphs[0]
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    call = lambda: session.run(None, {"x": x})
 for number in range(int(sys.argv[2])):
-    model.predict(x)
+    call()
     if number == 10_000:
         before = rss()
 print(rss() - before)
@@ -108,6 +117,12 @@ def make_subjects(folder: Path) -> Subjects:
     naive = folder / "naive.onnx"
     run([sys.executable, "-c", NAIVE, str(r), str(naive)])
     return Subjects(r.with_suffix(".onnx-bundle"), small.with_suffix(".onnx-bundle"), naive)
+
+
+def keep_bytecode(folder: Path) -> None:
+    """Have processes compile Python once, as an installed package is, whatever this environment says."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = str(folder / "bytecode")
 
 
 def spread(values: list[float], digits: int = 2) -> str:
@@ -152,35 +167,37 @@ def measure_start(subjects: Subjects, runs: int, samples: Samples) -> list[Row]:
 
 
 def measure_overhead(bundle: Path, name: str, calls: int, samples: Samples) -> list[Row]:
-    """Time in predict but not in InferenceSession.run, call by call, so that both see the same machine."""
-    import onnxruntime
-
-    bare, now = onnxruntime.InferenceSession.run, time.perf_counter_ns
-    spent_ns = 0
-
-    def timed(*arguments: object) -> object:
-        nonlocal spent_ns
-        begun = now()
-        answer = bare(*arguments)
-        spent_ns += now() - begun
-        return answer
-
+    """predict and the session.run calls that it takes, in turn; both follow the other's sweep of the caches."""
     rows = []
     modes: tuple[te_runtime.Mode, ...] = ("joint", "split")
     for mode in modes:
         with te_runtime.load(bundle, threads=1, mode=mode) as model:
-            x, found = rows_for(model, 1), []
-            with mock.patch.object(onnxruntime.InferenceSession, "run", timed):
-                for _ in range(calls):
-                    spent_ns = 0
-                    begun = now()
-                    model.predict(x)
-                    found.append((now() - begun - spent_ns) / 1e3)
-        kept = samples[f"overhead, {name}, {mode}, µs"] = found[calls // 10 :]
-        rows.append(
-            (f"predict over the session.run beneath, B=1, {name}, {mode}", "8 µs", f"{spread(kept, 1)} µs")
-        )
+            x = rows_for(model, 1)
+            bare = bare_sessions(bundle, model.plan.graphs)
+            over, under = [], []
+            for _ in range(calls):
+                over.append(time_each_us(partial(model.predict, x), 1))
+                under.append(time_each_us(partial(run_bare, bare, x), 1))
+        extra = [a - b for a, b in zip(over, under, strict=True)][calls // 10 :]
+        samples[f"overhead, {name}, {mode}, µs"] = extra
+        shown = f"{spread(extra, 1)} µs; {statistics.median(under):.0f} µs beneath"
+        rows.append((f"predict over the session.run calls beneath, B=1, {name}, {mode}", "8 µs", shown))
     return rows
+
+
+def bare_sessions(bundle: Path, graphs: tuple[str, ...]) -> list[InferenceSession]:
+    options = SessionOptions()
+    options.intra_op_num_threads = 1
+    providers = ["CPUExecutionProvider"]
+    return [InferenceSession(str(bundle / path), options, providers=providers) for path in graphs]
+
+
+def run_bare(sessions: list[InferenceSession], x: NDArray[np.float32]) -> None:
+    """The first session on x, and the others, which are tails if there are any, on what it gave."""
+    first, *tails = sessions
+    given = first.run(None, {"x": x})
+    for tail in tails:
+        tail.run(None, {"expert_features": given[0]})
 
 
 def measure_modes(bundle: Path, rounds: int, samples: Samples) -> list[Row]:
@@ -269,9 +286,10 @@ def calls_per_second(
 
 
 def measure_growth(bundle: Path, predictions: int, samples: Samples) -> list[Row]:
-    grown = printed(GROWTH, bundle, predictions)
-    samples["growth, bytes"] = [grown]
-    return [(f"RSS growth from prediction 10,000 to {predictions:,}", "0", f"{grown / 1024:.0f} KiB")]
+    grown = {what: printed(GROWTH, bundle, predictions, what) for what in ("predict", "session.run")}
+    samples |= {f"growth, {what}, bytes": [found] for what, found in grown.items()}
+    shown = f"{grown['predict'] / 1024:.0f} KiB; bare session.run {grown['session.run'] / 1024:.0f} KiB"
+    return [(f"RSS growth from call 10,000 to {predictions:,}, small model, joint", "0", shown)]
 
 
 def printed(code: str, *arguments: object) -> float:
@@ -290,6 +308,7 @@ def main() -> None:
     arguments = parser.parse_args()
     samples: Samples = {}
     with tempfile.TemporaryDirectory() as folder:
+        keep_bytecode(Path(folder))
         subjects = make_subjects(Path(folder))
         rows = measure_start(subjects, arguments.runs, samples)
         rows += measure_overhead(subjects.small, "small model", 5_000, samples)

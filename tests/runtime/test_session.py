@@ -95,7 +95,7 @@ class Failing:
     def get_providers(self) -> list[str]:
         return ["OtherExecutionProvider", "CPUExecutionProvider"]
 
-    def run(self, names: object, feeds: object) -> list[np.ndarray]:
+    def run(self, names: object, feeds: object, run_options: object) -> list[np.ndarray]:
         raise RuntimeError("Status Message:\n Failed to allocate memory")
 
 
