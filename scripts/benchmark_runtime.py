@@ -19,11 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+import onnxruntime
 from benchmark_export import NAIVE, interleave, make_checkpoint, paired_ratio, run
 from numpy.typing import NDArray
-from onnxruntime import InferenceSession, SessionOptions
+from onnxruntime import InferenceSession
 
 import te_runtime
 
@@ -171,9 +173,9 @@ def measure_overhead(bundle: Path, name: str, calls: int, samples: Samples) -> l
     rows = []
     modes: tuple[te_runtime.Mode, ...] = ("joint", "split")
     for mode in modes:
-        with te_runtime.load(bundle, threads=1, mode=mode) as model:
+        model, bare = load_and_keep_sessions(bundle, mode)
+        with model:
             x = rows_for(model, 1)
-            bare = bare_sessions(bundle, model.plan.graphs)
             over, under = [], []
             for _ in range(calls):
                 over.append(time_each_us(partial(model.predict, x), 1))
@@ -185,11 +187,19 @@ def measure_overhead(bundle: Path, name: str, calls: int, samples: Samples) -> l
     return rows
 
 
-def bare_sessions(bundle: Path, graphs: tuple[str, ...]) -> list[InferenceSession]:
-    options = SessionOptions()
-    options.intra_op_num_threads = 1
-    providers = ["CPUExecutionProvider"]
-    return [InferenceSession(str(bundle / path), options, providers=providers) for path in graphs]
+def load_and_keep_sessions(
+    bundle: Path, mode: te_runtime.Mode
+) -> tuple[te_runtime.Model, list[InferenceSession]]:
+    """A model, and the sessions that it runs, in the order of its plan."""
+    opened: dict[str, InferenceSession] = {}
+
+    def keep(path: str, *arguments: object, **options: object) -> InferenceSession:
+        opened[path] = InferenceSession(path, *arguments, **options)
+        return opened[path]
+
+    with mock.patch.object(onnxruntime, "InferenceSession", keep):
+        model = te_runtime.load(bundle, threads=1, mode=mode)
+    return model, [opened[str(bundle / path)] for path in model.plan.graphs]
 
 
 def run_bare(sessions: list[InferenceSession], x: NDArray[np.float32]) -> None:

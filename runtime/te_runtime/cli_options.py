@@ -9,7 +9,7 @@ import click
 
 from te_runtime.errors import InputError
 from te_runtime.providers import CudaOptions, ProviderName
-from te_runtime.session import MAX_THREADS
+from te_runtime.threads import MAX_THREADS
 
 __all__ = ["choose_cuda", "load_options", "report_options"]
 

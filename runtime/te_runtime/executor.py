@@ -137,7 +137,13 @@ class SessionExecutor:
 
 
 def open_executor(
-    bundle: Bundle, variant: Variant, mode: Mode, *, provider: Provider, threads: int
+    bundle: Bundle,
+    variant: Variant,
+    mode: Mode,
+    *,
+    provider: Provider,
+    threads: int,
+    spinning: bool = False,
 ) -> Executor:
     """Load the graphs of one mode.
 
@@ -150,7 +156,7 @@ def open_executor(
 
     def opening(spec: GraphSpec, graph_threads: int = threads) -> Callable[[], Session]:
         path = bundle.path(spec.path)
-        return lambda: open_session(path, spec, provider=provider, threads=graph_threads)
+        return lambda: open_session(path, spec, provider=provider, threads=graph_threads, spinning=spinning)
 
     names = [spec.name for spec in bundle.manifest.inputs]
     tasks = bundle.manifest.tasks

@@ -15,7 +15,7 @@ from te_runtime.cpu import Cpu, parse_cpuinfo
 from te_runtime.cuda_driver import CudaDriver, read_driver
 from te_runtime.elf import needed_libraries
 from te_runtime.onnxruntime_install import import_onnxruntime, installed_onnxruntimes
-from te_runtime.usable_cpus import usable_cpus
+from te_runtime.threads import usable_cpus
 
 __all__ = ["LocalMachine", "Machine"]
 

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
-from te_runtime.errors import BundleError, InputError, ProviderError
+from te_runtime.errors import BundleError, ProviderError
 from te_runtime.manifest import GraphSpec, TensorSpec
 from te_runtime.onnxruntime_install import import_onnxruntime, onnxruntime_errors
 from te_runtime.providers import CudaOptions, Provider, execution_provider
-from te_runtime.usable_cpus import usable_cpus
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,12 +18,10 @@ if TYPE_CHECKING:
 
     from te_runtime.session_types import Argument, Binding, InferenceSession
 
-__all__ = ["OrtSession", "default_threads", "open_session", "parse_threads"]
+__all__ = ["OrtSession", "open_session"]
 
 _ERROR, _FATAL = 3, 4  # onnxruntime's log levels; what is fatal to a session is raised as well
 _NO_FALLBACK = "fallback to CPU EP has been explicitly disabled"
-MAX_THREADS = 1024
-MAX_DEFAULT_THREADS = 4
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -94,33 +91,13 @@ class OrtSession:
         )
 
 
-def default_threads() -> int:
-    """Half of the CPUs this process may use, at least one and at most four.
-
-    Most machines count two CPUs per core, and small graphs gain nothing from more than four.
-    """
-    return max(1, min(MAX_DEFAULT_THREADS, usable_cpus() // 2))
-
-
-def parse_threads(threads: int | None) -> int:
-    """The number of threads to use.
-
-    Raises:
-        InputError: `threads` is not a whole number from 1 to 1024.
-    """
-    if threads is None:
-        return default_threads()
-    if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
-        raise InputError(f"threads: found {threads!r}, expected a whole number from 1 to {MAX_THREADS}")
-    return threads
-
-
 def open_session(
     path: str | os.PathLike[str],
     spec: GraphSpec,
     *,
     provider: Provider,
     threads: int,
+    spinning: bool = False,
     cuda: CudaOptions | None = None,
 ) -> OrtSession:
     """Load one graph.
@@ -130,6 +107,7 @@ def open_session(
         spec: the interface the graph must have.
         provider: where to run it; every node of it, for CUDA.
         threads: how many CPU threads one run may use.
+        spinning: whether they turn in circles while they wait for work.
         cuda: how to run it on CUDA.
 
     Raises:
@@ -143,7 +121,7 @@ def open_session(
         raise ProviderError(
             f"this onnxruntime has no {wanted}; it has {', '.join(ort.get_available_providers())}"
         )
-    options = _session_options(ort, threads, provider)
+    options = _session_options(ort, threads, provider, spinning=spinning)
     providers = [(wanted, _provider_options(provider, cuda or CudaOptions()))]
     try:
         # Without enable_fallback=0 onnxruntime would print, and try the CPU.
@@ -169,13 +147,13 @@ def open_session(
     return OrtSession(session, spec, errors)
 
 
-def _session_options(ort: ModuleType, threads: int, provider: Provider) -> object:
+def _session_options(ort: ModuleType, threads: int, provider: Provider, *, spinning: bool) -> object:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     options.log_severity_level = _FATAL if provider == "cuda" else _ERROR
     if provider != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

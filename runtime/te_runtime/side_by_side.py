@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from te_runtime.usable_cpus import usable_cpus
+from te_runtime.threads import usable_cpus
 
 __all__ = ["side_by_side"]
 

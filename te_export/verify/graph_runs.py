@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from te_export.verify.batches import plan_batches
 from te_runtime.manifest import GraphSpec
-from te_runtime.session import default_threads, open_session
+from te_runtime.session import open_session
 from te_runtime.session_types import Session
+from te_runtime.threads import default_threads
 
 __all__ = ["GraphRun", "open_staged", "run_graph", "run_tail"]
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from te_runtime.cpu import parse_cpuinfo
-from te_runtime.usable_cpus import usable_cpus
 
 X86 = "processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu sse2 avx2 avx512f avx_vnni\n\nmodel name\t: second\n"
 ARM = "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd asimddp\nHardware\t: Board X\n"
@@ -24,7 +23,3 @@ def test_an_arm_cpu() -> None:
 def test_a_system_without_cpuinfo_claims_nothing() -> None:
     cpu = parse_cpuinfo("", architecture="arm64", usable=8, total=8)
     assert (cpu.model, cpu.features) == ("arm64", {})
-
-
-def test_this_process_may_use_a_cpu() -> None:
-    assert usable_cpus() >= 1

@@ -6,11 +6,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+import te_runtime
 from te_runtime.bundle import open_bundle
-from te_runtime.errors import BundleError, InputError, ProviderError
+from te_runtime.errors import BundleError, ProviderError
 from te_runtime.manifest import GraphSpec
 from te_runtime.providers import CudaOptions, choose_provider
-from te_runtime.session import OrtSession, default_threads, open_session, parse_threads
+from te_runtime.session import OrtSession, open_session
 
 
 @pytest.fixture(scope="module")
@@ -136,15 +137,13 @@ def test_options_of_a_session(pristine: Path, spec: GraphSpec, monkeypatch: pyte
     assert (seen[0].intra_op_num_threads, seen[0].inter_op_num_threads) == (2, 1)
     assert seen[0].get_session_config_entry("session.intra_op.allow_spinning") == "0"
     assert seen[0].execution_mode == onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-
-
-def test_threads() -> None:
-    assert parse_threads(3) == 3
-    assert parse_threads(None) == default_threads()
-    assert 1 <= default_threads() <= 4
-    for wrong in (0, -1, 1025, True, 1.0, "2"):
-        with pytest.raises(InputError, match="expected a whole number from 1 to 1024"):
-            parse_threads(wrong)
+    for asked, mode in ((True, "split"), (True, "joint"), (True, "task"), (False, "split")):
+        seen.clear()
+        te_runtime.load(pristine, spinning=asked, mode=mode).close()
+        assert seen
+        assert {one.get_session_config_entry("session.intra_op.allow_spinning") for one in seen} == {
+            str(int(asked))
+        }
 
 
 def test_what_cuda_is_asked_for(pristine: Path, spec: GraphSpec, monkeypatch: pytest.MonkeyPatch) -> None:
