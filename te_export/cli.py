@@ -15,11 +15,12 @@ import sys
 import traceback
 from pathlib import Path
 from types import FrameType
+from typing import get_args
 
 import click
 
 from te_export.errors import DependencyError, TeExportError
-from te_export.options import ExportOptions, ExportResult, Precision
+from te_export.options import ExportOptions, ExportResult, OptimizeLevel, Precision, TargetProvider
 from te_export.progress import Progress, SilentProgress
 from te_export.version import VERSION
 from te_runtime.errors import TeRuntimeError
@@ -31,6 +32,8 @@ _BROKEN_PIPE = 141
 _CANNOT_PRINT = 74
 _INTERNAL_ERROR = 70
 _PRECISIONS: tuple[Precision, ...] = ("fp32",)
+_OPTIMIZE_LEVELS: tuple[OptimizeLevel, ...] = get_args(OptimizeLevel)
+_PROVIDERS: tuple[TargetProvider, ...] = get_args(TargetProvider)
 
 
 class _CommaList(click.ParamType[tuple[str, ...]]):
@@ -102,6 +105,20 @@ class _PrecisionList(_CommaList):
     "--standalone", is_flag=True, help="Also write each task as one .onnx file with its weights inside."
 )
 @click.option(
+    "--optimize",
+    type=click.Choice(_OPTIMIZE_LEVELS),
+    default="exact",
+    show_default=True,
+    help="Rewrite the graphs into cheaper ones of the same function, or write them as captured.",
+)
+@click.option(
+    "--provider",
+    type=click.Choice(_PROVIDERS),
+    default="cpu",
+    show_default=True,
+    help="The execution provider the graphs are shaped for; they run on any.",
+)
+@click.option(
     "--atol",
     type=click.FloatRange(min=0),
     metavar="X",
@@ -133,6 +150,8 @@ def command(
     precisions: tuple[Precision, ...],
     opset: int | None,
     standalone: bool,
+    optimize: OptimizeLevel,
+    provider: TargetProvider,
     atol: float | None,
     rtol: float | None,
     trust_pickle: bool,
@@ -160,6 +179,8 @@ def command(
         precisions=precisions,
         opset=opset,
         standalone=standalone,
+        optimize=optimize,
+        provider=provider,
         atol=atol,
         rtol=rtol,
         trust_pickle=trust_pickle,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from te_export.errors import UsageError
-from te_runtime.manifest import Manifest
+from te_export.rewrite.log import RewriteLog
+from te_runtime.manifest import Manifest, OptimizeLevel, TargetProvider
 
-__all__ = ["ExportOptions", "ExportResult", "Precision"]
+__all__ = ["ExportOptions", "ExportResult", "OptimizeLevel", "Precision", "TargetProvider"]
 
 Precision = Literal["fp32"]
 
@@ -25,6 +26,9 @@ class ExportOptions:
         precisions: the variants to build.
         opset: ONNX opset of every graph; None takes the newest that the installed onnxruntime runs.
         standalone: also write each task graph as one file with its weights inside.
+        optimize: "exact" rewrites the graphs into cheaper ones of the same function; "none" writes them as
+            they were captured.
+        provider: the execution provider the graphs are shaped for. They run on any.
         atol, rtol: if either is given, a graph passes where every |error| <= atol + rtol·|oracle|, instead
             of the default bound of 4 times torch's own error. A missing one counts as 0.
         trust_pickle: let the checkpoint run the code it names. Only for files whose author you trust with
@@ -41,6 +45,8 @@ class ExportOptions:
     precisions: tuple[Precision, ...] = ("fp32",)
     opset: int | None = None
     standalone: bool = False
+    optimize: OptimizeLevel = "exact"
+    provider: TargetProvider = "cpu"
     atol: float | None = None
     rtol: float | None = None
     trust_pickle: bool = False
@@ -53,6 +59,12 @@ class ExportOptions:
                 raise UsageError(f"{name}: got the text {value!r:.80}, expected names: pass ({value!r:.80},)")
         if self.opset is not None and type(self.opset) is not int:
             raise UsageError(f"opset: got {self.opset!r:.40}, expected a whole number")
+        for option, asked, known in (
+            ("optimize", self.optimize, get_args(OptimizeLevel)),
+            ("provider", self.provider, get_args(TargetProvider)),
+        ):
+            if asked not in known:
+                raise UsageError(f"{option}: got {asked!r:.40}, expected one of {', '.join(known)}")
         unknown = [precision for precision in self.precisions if precision != "fp32"]
         if unknown or not self.precisions:
             raise UsageError(f"precisions {self.precisions!r}: this release builds 'fp32', and at least that")
@@ -71,6 +83,7 @@ class ExportResult:
         notes: what a person should know: unused parameters, prefixes removed, tensors widened.
         size_bytes: of the whole bundle.
         step_seconds: wall time of each step, in order.
+        rewrites: what was rewritten, what was left and why, and what the graphs cost before and after.
     """
 
     bundle: Path
@@ -80,3 +93,4 @@ class ExportResult:
     notes: tuple[str, ...]
     size_bytes: int
     step_seconds: tuple[tuple[str, float], ...]
+    rewrites: RewriteLog

@@ -1,8 +1,8 @@
 """The whole export on one screen. Each stage is a function from dataclass to dataclass; read on in the
 modules they come from.
 
-    checkpoint → model → capture → partition → structure → references → staged files → parity → manifest →
-    published bundle
+    checkpoint → model → capture → rewrite → partition → rewrite → structure → references → staged files →
+    parity → manifest → published bundle
 
 Parity is checked on the staged files themselves, opened the way te_runtime opens them, after the torch
 model has been let go: what was verified is what is shipped, and memory never holds both.
@@ -31,6 +31,8 @@ from te_export.options import ExportOptions, ExportResult
 from te_export.partition import partition
 from te_export.progress import Progress, SilentProgress, Steps
 from te_export.report.markdown import REPORT_NAME, render_report
+from te_export.rewrite.log import RewriteLog
+from te_export.rewrite.rewrite import rewrite, rewrite_cut
 from te_export.verify.parity import verify_graphs
 from te_export.verify.probe_rows import make_probe_rows
 from te_export.verify.references import References, evaluate_references, utilization
@@ -60,6 +62,7 @@ class _Written:
     notes: tuple[str, ...]
     graphs: StagedGraphs
     references: References
+    rewrites: RewriteLog
 
 
 def default_output(checkpoint: Path) -> Path:
@@ -110,7 +113,7 @@ def export(
                 f"{len(written.references.rows)} rows through every graph at batch sizes 1, 2, 7 and 64"
             )
         with steps.step("publish") as step:
-            manifest = _write_manifest(staged, written, parity, opset)
+            manifest = _write_manifest(staged, written, parity, opset=opset, options=options)
             if not options.dry_run:
                 staged.publish()
             step.detail = "nothing (dry run)" if options.dry_run else str(target)
@@ -122,6 +125,7 @@ def export(
         notes=(*notes, *written.notes),
         size_bytes=sum(entry.size_bytes for entry in staged.files),
         step_seconds=steps.seconds,
+        rewrites=written.rewrites,
     )
 
 
@@ -145,9 +149,18 @@ def _write_graphs(
     with steps.step("capture") as step:
         captured = capture(model, opset)
         step.detail = f"one graph of {len(captured.model.graph)} nodes, opset {opset}"
+    with steps.step("rewrite") as step:
+        rewritten = rewrite(captured, provider=options.provider, level=options.optimize)
+        step.detail = f"{len(rewritten.log.applied)} exact rewrites before the cut, for {options.provider}"
     with steps.step("partition") as step:
-        graphs = partition(captured)
-        check_structure(graphs, model)
+        graphs, rewrites = rewrite_cut(
+            partition(rewritten.graph),
+            captured,
+            rewritten.log,
+            provider=options.provider,
+            level=options.optimize,
+        )
+        check_structure(graphs, model, captured)
         step.detail = (
             f"{2 + 2 * len(graphs.tasks)} graphs (joint, trunk, task, tail), gates and fusion intact in each"
         )
@@ -164,23 +177,37 @@ def _write_graphs(
         notes=model.notes,
         graphs=files,
         references=references,
+        rewrites=rewrites,
     )
 
 
 def _write_manifest(
-    staged: StagedBundle, written: _Written, parity: tuple[TaskParity, ...], opset: int
+    staged: StagedBundle,
+    written: _Written,
+    parity: tuple[TaskParity, ...],
+    *,
+    opset: int,
+    options: ExportOptions,
 ) -> Manifest:
     golden, groups = golden_file(written.references, written.graphs.joint.inputs[0].name)
     staged.write(GOLDEN_NAME, [golden])
     manifest = build_manifest(
         written.info,
         opset=opset,
-        variants=[build_variant("fp32", written.graphs, parity)],
+        variants=[
+            build_variant(
+                "fp32",
+                written.graphs,
+                parity,
+                optimized=options.optimize,
+                target_provider=options.provider,
+            )
+        ],
         golden=Golden(path=GOLDEN_NAME, groups=groups),
         utilization=utilization(written.references),
         files=staged.files,
     )
-    staged.write(REPORT_NAME, [render_report(manifest, written.notes).encode("utf-8")])
+    staged.write(REPORT_NAME, [render_report(manifest, written.notes, written.rewrites).encode("utf-8")])
     manifest = manifest._replace(files=staged.files)
     data = serialize_manifest(manifest)
     staged.write(MANIFEST_NAME, [data])

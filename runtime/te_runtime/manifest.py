@@ -28,9 +28,11 @@ __all__ = [
     "GroupParity",
     "Manifest",
     "ModelInfo",
+    "OptimizeLevel",
     "OutputParity",
     "Producer",
     "RowGroup",
+    "TargetProvider",
     "TaskGraphs",
     "TaskParity",
     "TaskSpec",
@@ -56,6 +58,8 @@ MAX_PATH_LENGTH = 240
 
 DType = Literal["float32", "float16", "float64", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
+OptimizeLevel = Literal["none", "exact"]
+TargetProvider = Literal["cpu", "cuda"]
 
 _TASK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -190,9 +194,14 @@ class TaskParity(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """One precision of the bundle: one weights file and the graphs that point into it."""
+    """One precision of the bundle: one weights file and the graphs that point into it.
+
+    `optimized` says what was rewritten, `target_provider` for which execution provider; the graphs run on any.
+    """
 
     precision: Precision
+    optimized: OptimizeLevel
+    target_provider: TargetProvider
     weights: str
     joint: GraphSpec
     trunk: GraphSpec

@@ -21,8 +21,10 @@ from te_runtime.manifest import (
     GraphSpec,
     Manifest,
     ModelInfo,
+    OptimizeLevel,
     Precision,
     Producer,
+    TargetProvider,
     TaskParity,
     TaskSpec,
     TaskUtilization,
@@ -33,10 +35,19 @@ from te_runtime.manifest import (
 __all__ = ["build_manifest", "build_variant", "model_info"]
 
 
-def build_variant(precision: Precision, graphs: StagedGraphs, parity: tuple[TaskParity, ...]) -> Variant:
+def build_variant(
+    precision: Precision,
+    graphs: StagedGraphs,
+    parity: tuple[TaskParity, ...],
+    *,
+    optimized: OptimizeLevel,
+    target_provider: TargetProvider,
+) -> Variant:
     """The manifest's entry for one verified variant."""
     return Variant(
         precision=precision,
+        optimized=optimized,
+        target_provider=target_provider,
         weights=f"{precision}/{WEIGHTS_NAME}",
         joint=graphs.joint,
         trunk=graphs.trunk,

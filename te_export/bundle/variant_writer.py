@@ -20,10 +20,10 @@ def write_variant(staged: StagedBundle, graphs: GraphSet, *, folder: str, standa
     Raises:
         OutputError: the disk is full or cannot be written; a standalone graph would pass 2 GiB.
     """
-    layout = plan_weights(graphs.joint.graph)
+    layout = plan_weights([model.graph for model in graphs.models])
     alone = sum(_weight_bytes(model, layout) for model in graphs.tasks.values()) if standalone else 0
     staged.check_room(layout.size_bytes + alone)
-    staged.write(f"{folder}/{WEIGHTS_NAME}", weight_chunks(graphs.joint.graph, layout))
+    staged.write(f"{folder}/{WEIGHTS_NAME}", weight_chunks(layout))
     tasks = tuple(
         TaskGraphs(
             task=name,

@@ -1,8 +1,9 @@
-"""The captured joint graph: the dataclass between capture and partition."""
+"""The captured joint graph: the dataclass between capture, rewrite and partition."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -31,8 +32,11 @@ class JointGraph:
             share the torch parameters' memory.
         tasks: task names, in the order of the outputs.
         opset: the ONNX opset of the graph.
+        sources: for every initializer that a rewrite made, the names of the checkpoint's parameters in it.
+            An initializer that is not listed is the parameter of its name.
     """
 
     model: ir.Model
     tasks: tuple[str, ...]
     opset: int
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

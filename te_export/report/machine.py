@@ -29,6 +29,11 @@ def result_object(result: ExportResult) -> dict[str, object]:
             for task, parity in zip(result.manifest.tasks, result.manifest.variants[0].parity, strict=True)
         ],
         "size_bytes": result.size_bytes,
+        "rewrites": {
+            "applied": [dataclasses.asdict(entry) for entry in result.rewrites.applied],
+            "declined": [dataclasses.asdict(entry) for entry in result.rewrites.declined],
+            "costs": [dataclasses.asdict(entry) for entry in result.rewrites.costs],
+        },
         "notes": list(result.notes),
         "step_seconds": dict(result.step_seconds),
         "manifest": manifest,

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from te_export.report.rewrite_costs import COST_HEADINGS, cost_rows, node_list
+from te_export.rewrite.log import RewriteLog
 from te_runtime.manifest import Manifest, TaskParity, TaskUtilization, TensorSpec, Variant
 
 __all__ = ["REPORT_NAME", "render_report"]
 
 REPORT_NAME = "report.md"
+_SHOWN_REWRITES = 20
 
 
-def render_report(manifest: Manifest, notes: Sequence[str]) -> str:
+def render_report(manifest: Manifest, notes: Sequence[str], rewrites: RewriteLog) -> str:
     """The whole report as Markdown."""
     parts = [
         f"# {manifest.model.family}: {len(manifest.tasks)} tasks\n",
         _overview(manifest),
+        *([_rewrites(manifest.variants[0], rewrites)] if rewrites.costs else []),
         *(_variant(variant) for variant in manifest.variants),
         _routing(manifest.utilization),
     ]
@@ -43,6 +47,30 @@ def _overview(manifest: Manifest) -> str:
 
 def _shape(spec: TensorSpec) -> str:
     return f"({', '.join(str(axis) for axis in spec.shape)})"
+
+
+def _rewrites(variant: Variant, log: RewriteLog) -> str:
+    return (
+        f"## Exact rewrites, for {variant.target_provider}\n\n"
+        f"{len(log.applied)} rewrites that change no function, only what it costs.\n\n"
+        + _table(("graph", "", *COST_HEADINGS), (row for costs in log.costs for row in cost_rows(costs)))
+        + "\nNodes by operator:\n\n"
+        + "".join(
+            f"- {costs.graph} {when}: {node_list(cost)}\n"
+            for costs in log.costs
+            for when, cost in (("captured", costs.before), ("written", costs.after))
+        )
+        + "\nRewritten:\n\n"
+        + "".join(f"- {_escaped(str(entry))}\n" for entry in _shown(log.applied))
+        + ("\nLeft as they were:\n\n" if log.declined else "")
+        + "".join(f"- {_escaped(str(entry))}\n" for entry in _shown(log.declined))
+    )
+
+
+def _shown(entries: Sequence[object]) -> Sequence[object]:
+    """The first of many: with a hundred tasks, what follows repeats them."""
+    left = len(entries) - _SHOWN_REWRITES
+    return entries if left <= 0 else [*entries[:_SHOWN_REWRITES], f"… and {left} more"]
 
 
 def _variant(variant: Variant) -> str:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from te_export.options import ExportResult
+from te_export.report.rewrite_costs import COST_HEADINGS, cost_rows
 from te_runtime.manifest import TaskParity
 
 __all__ = ["result_lines"]
@@ -27,7 +28,12 @@ def result_lines(result: ExportResult, *, verbose: bool) -> Iterator[str]:
     yield "max error:  of the prediction on ordinary rows, against torch in float64, the worst of every graph"
     yield "vs torch:   error over torch float32's own, prediction and routing weights, in the worst group of rows"
     yield "size alone: the task's graph with the weights it reads, most of which the tasks share"
+    if result.rewrites.costs:
+        yield ""
+        yield from _cost_table(result)
     if verbose:
+        yield from (f"rewritten: {entry}" for entry in result.rewrites.applied)
+        yield from (f"left alone: {entry}" for entry in result.rewrites.declined)
         producer = result.manifest.producer
         yield f"opset {producer.opset}, onnxruntime {producer.onnxruntime}, torch {producer.torch}"
     for note in result.notes:
@@ -55,6 +61,22 @@ def _table(result: ExportResult) -> list[str]:
             "-" if ratio is None else f"{ratio:.2f}x",
             _megabytes(result.task_size_bytes[task.name]),
         )
+    return _printed(table)
+
+
+def _cost_table(result: ExportResult) -> list[str]:
+    table = Table(box=None, pad_edge=False, header_style="", padding=(0, 2, 0, 0))
+    table.add_column("graph", overflow="fold")
+    table.add_column("")
+    for heading in COST_HEADINGS:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for costs in result.rewrites.costs:
+        for row in cost_rows(costs):
+            table.add_row(*row)
+    return _printed(table)
+
+
+def _printed(table: Table) -> list[str]:
     buffer = io.StringIO()
     width = max(_NARROWEST, Console().width)
     Console(file=buffer, width=width, no_color=True, highlight=False, markup=False).print(table)

@@ -1,104 +1,201 @@
 """Gate and fusion intact: what must be in every graph that is written, proved from the graph itself.
 
-For each task of a graph: every parameter of backbone, experts, gate and head reaches the prediction; the
-prediction depends on exactly one softmax, over the last axis, which is the routing weights output (batch,
-K); and on exactly one fusion, the weighted sum of expert features (batch, K, D) over K. A fusion is
-recognised in either form: multiply by the weights and sum over K, or one matrix product.
+For each task of a graph: every parameter of backbone, experts, gate and head reaches the prediction, and none
+that did not in the captured graph; the prediction depends on exactly one softmax, or one row of a softmax
+that holds the gates of all tasks, over the last axis, and that row is the routing weights output (batch, K);
+and on exactly one fusion, the weighted sum of expert features (batch, K, D) over K, in which every slot holds
+the expert it held when captured. A fusion is recognised in either form: multiply by the weights and sum over
+K, or one matrix product.
+
+What a value depends on is followed through stacks and slices (verify/dependencies.py), so the same holds
+after any rewrite of te_export.rewrite.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from te_export.capture.joint_graph import EXPERT_FEATURES, prediction_name, routing_weights_name
+from te_export.capture.joint_graph import EXPERT_FEATURES, JointGraph, prediction_name, routing_weights_name
 from te_export.errors import StructureError
 from te_export.models.exportable import ExportableModel, TaskOutput
 from te_export.partition import PREDICTION, ROUTING_WEIGHTS, GraphSet
+from te_export.verify.dependencies import Dependencies, Region, dependencies_of
 
 __all__ = ["check_structure"]
 
 _VIEWS = {"Unsqueeze", "Squeeze", "Reshape", "Transpose", "Expand", "Identity", "Cast"}
 
 
-def check_structure(graphs: GraphSet, model: ExportableModel) -> None:
+@dataclass(frozen=True)
+class _Expected:
+    """What the captured graph says: which parameters each task's outputs and each expert slot depend on."""
+
+    outputs: Mapping[str, frozenset[str]]
+    slots: tuple[frozenset[str], ...]
+    sources: Mapping[str, tuple[str, ...]]
+
+
+def check_structure(graphs: GraphSet, model: ExportableModel, captured: JointGraph) -> None:
     """Prove gate and fusion intact in every graph.
+
+    Args:
+        graphs: as they will be written.
+        captured: the joint graph before any rewrite.
 
     Raises:
         StructureError: naming the graph, the task, and what is missing or too many.
     """
     trunk = model.trunk_parameters
-    _check_trunk(graphs.trunk.graph, model)
+    expected = _expected(captured, model, graphs.sources)
+    _check_trunk(graphs.trunk.graph, model, expected)
     _check_softmax_count(graphs.joint.graph, expected=len(model.tasks))
+    checked: set[ir.Value] = set()
     for task in model.tasks:
         whole = trunk | task.tail_parameters
-        _check_task(
-            graphs.joint.graph,
-            task,
-            prediction_name(task.name),
-            routing_weights_name(task.name),
-            whole,
-            model,
-        )
-        _check_task(graphs.tasks[task.name].graph, task, PREDICTION, ROUTING_WEIGHTS, whole, model)
-        _check_task(
-            graphs.tails[task.name].graph, task, PREDICTION, ROUTING_WEIGHTS, task.tail_parameters, model
-        )
-        for graph in (graphs.tasks[task.name].graph, graphs.tails[task.name].graph):
+        of_joint = _Place(graphs.joint.graph, prediction_name(task.name), routing_weights_name(task.name))
+        _check_task(of_joint, task, whole, model, expected, checked)
+        for graph, parameters in (
+            (graphs.tasks[task.name].graph, whole),
+            (graphs.tails[task.name].graph, task.tail_parameters),
+        ):
+            _check_task(_Place(graph, PREDICTION, ROUTING_WEIGHTS), task, parameters, model, expected, set())
             _check_softmax_count(graph, expected=1)
 
 
-def _check_trunk(graph: ir.Graph, model: ExportableModel) -> None:
+@dataclass(frozen=True)
+class _Place:
+    """One task in one graph: the graph, and the names of its two outputs there."""
+
+    graph: ir.Graph
+    prediction: str
+    routing_weights: str
+
+
+def _expected(
+    captured: JointGraph, model: ExportableModel, sources: Mapping[str, tuple[str, ...]]
+) -> _Expected:
+    graph = captured.model.graph
     features = _output(graph, EXPERT_FEATURES)
-    _check_reached(graph, features, model.trunk_parameters, "the expert features")
+    return _Expected(
+        outputs={
+            str(value.name): frozenset(dependencies_of(value).parameters(captured.sources))
+            for value in graph.outputs
+        },
+        slots=tuple(
+            frozenset(dependencies_of(features, _slot(expert)).parameters(captured.sources))
+            for expert in range(model.num_experts)
+        ),
+        sources=sources,
+    )
+
+
+def _slot(expert: int) -> Region:
+    """One expert of expert features (B, K, D)."""
+    return (None, (expert, expert + 1), None)
+
+
+def _check_trunk(graph: ir.Graph, model: ExportableModel, expected: _Expected) -> None:
+    features = _output(graph, EXPERT_FEATURES)
+    reached = dependencies_of(features)
+    _check_reached(graph, reached, model.trunk_parameters, "the expert features", expected)
     _check_shape(graph, features, (model.num_experts, model.expert_dim))
+    _check_slots(graph, features, expected)
 
 
 def _check_task(
-    graph: ir.Graph,
+    place: _Place,
     task: TaskOutput,
-    prediction_output: str,
-    weights_output: str,
     parameters: Collection[str],
     model: ExportableModel,
+    expected: _Expected,
+    checked: set[ir.Value],
 ) -> None:
-    prediction = _output(graph, prediction_output)
-    weights = _output(graph, weights_output)
-    _check_reached(graph, prediction, parameters, f"the prediction of {task.name}")
+    """Check one task in one graph; `checked` are expert features whose slots were looked at before."""
+    graph = place.graph
+    prediction, weights = _output(graph, place.prediction), _output(graph, place.routing_weights)
+    reached = dependencies_of(prediction)
+    _check_reached(graph, reached, parameters, f"the prediction of {task.name}", expected)
     _check_shape(graph, prediction, (task.output_dim,))
     _check_shape(graph, weights, (model.num_experts,))
-    ancestors = _ancestors(prediction)
-    softmaxes = [node for node in ancestors if node.op_type == "Softmax"]
-    if [node.outputs[0] for node in softmaxes] != [weights] or not _is_last_axis(softmaxes[0], weights):
-        raise StructureError(
-            f"{graph.name}: the prediction of {task.name} depends on {len(softmaxes)} softmax nodes "
-            f"({', '.join(str(node.name) for node in softmaxes)}), expected exactly one, over the experts, "
-            f"giving {weights_output}"
-        )
-    fusions = [node for node in _weighted_sums(weights, model) if node in ancestors]
+    gate = _check_gate(place, task, reached, weights)
+    for what, found, name in (
+        ("prediction", reached, prediction_name(task.name)),
+        ("routing weights", dependencies_of(weights), routing_weights_name(task.name)),
+    ):
+        _check_no_more(graph, found, f"the {what} of {task.name}", expected, name)
+    fusions = {node: features for node, features in _weighted_sums(gate, model) if node in reached.nodes}
     if len(fusions) != 1:
         raise StructureError(
             f"{graph.name}: found {len(fusions)} fusions of {model.num_experts} experts on the way to the "
             f"prediction of {task.name}, "
             "expected exactly one"
         )
+    (features,) = fusions.values()
+    if features not in checked:
+        checked.add(features)
+        _check_slots(graph, features, expected)
 
 
-def _check_reached(graph: ir.Graph, value: ir.Value, parameters: Collection[str], what: str) -> None:
-    reached = {
-        source.name
-        for node in _ancestors(value)
-        for source in node.inputs
-        if source is not None and source.is_initializer()
-    }
-    lost = sorted(set(parameters) - reached)
+def _check_gate(place: _Place, task: TaskOutput, reached: Dependencies, weights: ir.Value) -> ir.Value:
+    """The softmax whose row is both the routing weights and what the prediction was made with."""
+    softmaxes = [node for node in reached.nodes if node.op_type == "Softmax"]
+    if len(softmaxes) == 1 and _is_last_axis(softmaxes[0], softmaxes[0].outputs[0]):
+        gates = softmaxes[0].outputs[0]
+        shown = dependencies_of(weights).needed.get(gates)
+        if _behind_views(weights) is gates and shown == reached.needed[gates]:
+            return gates
+    raise StructureError(
+        f"{place.graph.name}: the prediction of {task.name} depends on {len(softmaxes)} softmax nodes "
+        f"({', '.join(str(node.name) for node in softmaxes)}), expected exactly one, over the experts, "
+        f"giving {place.routing_weights}"
+    )
+
+
+def _check_slots(graph: ir.Graph, features: ir.Value, expected: _Expected) -> None:
+    """Every expert stands where it stood when captured."""
+    for expert, parameters in enumerate(expected.slots):
+        found = dependencies_of(features, _slot(expert))
+        inputs = {
+            region
+            for value in graph.inputs
+            if value.name == EXPERT_FEATURES
+            for region in found.needed.get(value, ())
+        }
+        reached = found.parameters(expected.sources) & frozenset().union(*expected.slots)
+        holds = inputs == {_slot(expert)} or len(expected.slots) == 1 if inputs else reached == parameters
+        if not holds:
+            other = sorted(reached ^ parameters)
+            raise StructureError(
+                f"{graph.name}: slot {expert} of the expert features does not hold the expert it held when "
+                f"captured: {len(other)} parameters differ: {', '.join(other[:8])}"
+            )
+
+
+def _check_reached(
+    graph: ir.Graph, found: Dependencies, parameters: Collection[str], what: str, expected: _Expected
+) -> None:
+    lost = sorted(set(parameters) - found.parameters(expected.sources))
     if lost:
         raise StructureError(
             f"{graph.name}: {len(lost)} of {len(parameters)} parameters do not reach {what}: "
             f"{', '.join(lost[:8])}"
             f"{', …' if len(lost) > 8 else ''}. The graph would give other numbers than the model; nothing "
             "was written."
+        )
+
+
+def _check_no_more(graph: ir.Graph, found: Dependencies, what: str, expected: _Expected, output: str) -> None:
+    """Nothing is reached that was not when captured: a row of another task's gate, for one."""
+    known = frozenset().union(*expected.outputs.values())
+    extra = sorted(found.parameters(expected.sources) & known - expected.outputs[output])
+    if extra:
+        raise StructureError(
+            f"{graph.name}: {len(extra)} parameters reach {what} that do not when captured: "
+            f"{', '.join(extra[:8])}{', …' if len(extra) > 8 else ''}"
         )
 
 
@@ -112,9 +209,15 @@ def _check_shape(graph: ir.Graph, value: ir.Value, tail: tuple[int, ...]) -> Non
 
 
 def _check_softmax_count(graph: ir.Graph, expected: int) -> None:
-    found = sum(node.op_type == "Softmax" for node in graph)
+    found = sum(_rows(node.outputs[0]) for node in graph if node.op_type == "Softmax")
     if found != expected:
         raise StructureError(f"{graph.name}: has {found} softmax nodes, expected {expected}: one per gate")
+
+
+def _rows(softmax: ir.Value) -> int:
+    """How many gates a softmax holds: 1, or T where it gives (B, T, K)."""
+    axes = list(softmax.shape or ())[:-1]
+    return math.prod(axis for axis in axes if isinstance(axis, int))
 
 
 def _output(graph: ir.Graph, name: str) -> ir.Value:
@@ -127,17 +230,17 @@ def _output(graph: ir.Graph, name: str) -> ir.Value:
     )
 
 
-def _ancestors(value: ir.Value) -> dict[ir.Node, None]:
-    """Every node that `value` depends on, as an ordered set."""
-    seen: dict[ir.Node, None] = {}
-    waiting = [value]
-    while waiting:
-        node = waiting.pop().producer()
-        if node is None or node in seen:
-            continue
-        seen[node] = None
-        waiting += [source for source in node.inputs if source is not None]
-    return seen
+def _behind_views(value: ir.Value) -> ir.Value:
+    """What `value` is a view or a piece of."""
+    node = value.producer()
+    while (
+        node is not None
+        and (node.op_type in _VIEWS or node.op_type == "Split")
+        and node.inputs[0] is not None
+    ):
+        value = node.inputs[0]
+        node = value.producer()
+    return value
 
 
 def _is_last_axis(softmax: ir.Node, weights: ir.Value) -> bool:
@@ -146,34 +249,32 @@ def _is_last_axis(softmax: ir.Node, weights: ir.Value) -> bool:
     return axis is None or axis.as_int() in (-1, rank - 1)
 
 
-def _weighted_sums(weights: ir.Value, model: ExportableModel) -> Iterable[ir.Node]:
-    """Nodes that end a sum over K of routing weights times expert features."""
-    features = {(model.num_experts, model.expert_dim)}
-    for node in _through_views(weights):
-        others = [value for value in node.inputs if value is not None and not _descends(value, weights)]
-        from_experts = any(value.shape is not None and tuple(value.shape)[1:] in features for value in others)
-        if node.op_type == "MatMul" and from_experts:
-            yield node
-        elif node.op_type == "Mul" and from_experts:
-            yield from (
-                user
-                for user, _ in node.outputs[0].uses()
-                if user.op_type == "ReduceSum" and _sums_over_experts(user)
-            )
+def _weighted_sums(gates: ir.Value, model: ExportableModel) -> Iterable[tuple[ir.Node, ir.Value]]:
+    """Nodes that end a sum over K of routing weights times expert features, with those features."""
+    shape = (model.num_experts, model.expert_dim)
+    for node in _through_views(gates):
+        for index, value in enumerate(node.inputs):
+            if value is None or value.shape is None or tuple(value.shape)[1:] != shape:
+                continue
+            if _behind_views(value) is gates:
+                continue
+            if node.op_type == "MatMul" and index == 1:
+                yield node, value
+            elif node.op_type == "Mul":
+                for user, _ in node.outputs[0].uses():
+                    if user.op_type == "ReduceSum" and _sums_over_experts(user):
+                        yield user, value
 
 
 def _through_views(value: ir.Value) -> list[ir.Node]:
-    """Nodes that read `value`, looking through nodes that only reshape it."""
+    """Nodes that read `value`, looking through nodes that only reshape or split it."""
     readers = []
     for user, _ in value.uses():
-        readers += _through_views(user.outputs[0]) if user.op_type in _VIEWS else [user]
+        if user.op_type in _VIEWS or user.op_type == "Split":
+            readers += [reader for output in user.outputs for reader in _through_views(output)]
+        else:
+            readers.append(user)
     return readers
-
-
-def _descends(value: ir.Value, source: ir.Value) -> bool:
-    return value is source or any(
-        source in node.inputs or source in node.outputs for node in _ancestors(value)
-    )
 
 
 def _sums_over_experts(node: ir.Node) -> bool:

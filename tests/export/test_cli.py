@@ -185,7 +185,7 @@ def test_an_export_says_what_was_done_and_what_to_type_next(command: Command, mo
     assert done.code == 0
     open_bundle(target)
     steps = [line.split()[0] for line in done.err.splitlines()]
-    assert steps == ["read", "capture", "partition", "reference", "write", "verify", "publish"]
+    assert steps == ["read", "capture", "rewrite", "partition", "reference", "write", "verify", "publish"]
     for line in done.err.splitlines():
         assert re.search(r" \d+\.\d\d s  ", line)
     for text in ("task_0", "(batch, 4)", "max error", "vs torch", "size", "feature_fusion"):

@@ -143,7 +143,7 @@ def test_the_result_says_what_is_on_disk(exported: te_export.ExportResult) -> No
     }
     assert exported.published
     assert [step for step, _ in exported.step_seconds] == [
-        "read", "capture", "partition", "reference", "write", "verify", "publish"
+        "read", "capture", "rewrite", "partition", "reference", "write", "verify", "publish"
     ]  # fmt: skip
     assert {entry.path: entry.size_bytes for entry in exported.manifest.files} == {
         path: size for path, size in on_disk.items() if path != "manifest.json"
@@ -172,5 +172,5 @@ def test_a_list_of_steps_reaches_the_caller_in_order(make_model: MakeModel, tmp_
     options = te_export.ExportOptions(dry_run=True)
     te_export.export(tmp_path / "model.pt", options=options, progress=Listener())
 
-    steps = ("read", "capture", "partition", "reference", "write", "verify", "publish")
+    steps = ("read", "capture", "rewrite", "partition", "reference", "write", "verify", "publish")
     assert told == [(event, step) for step in steps for event in ("started", "finished")]

@@ -236,7 +236,9 @@ class TinyBundle:
             producer=Producer("0.1.0", "2.13.0", "1.23.2", "0.7.2", "1.31.1", 17),
             inputs=tuple(self.inputs),
             tasks=self.tasks,
-            variants=(Variant("fp32", WEIGHTS, graphs["joint"], graphs["trunk"], tasks, parity),),
+            variants=(
+                Variant("fp32", "none", "cpu", WEIGHTS, graphs["joint"], graphs["trunk"], tasks, parity),
+            ),
             golden=Golden("golden.npz", GROUPS),
             utilization=tuple(TaskUtilization(t.name, zeros, zeros, zeros, (0,) * k) for t in self.tasks),
             files=list_files(root),

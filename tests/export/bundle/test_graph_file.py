@@ -16,7 +16,7 @@ from te_export.partition import GraphSet
 
 @pytest.fixture
 def layout(graphs: GraphSet) -> WeightsLayout:
-    return plan_weights(graphs.joint.graph)
+    return plan_weights([model.graph for model in graphs.models])
 
 
 def external(data: bytes) -> dict[str, dict[str, str]]:

@@ -183,31 +183,36 @@ IN_EVERY_GRAPH: list[tuple[Mutation, str]] = [
 ]
 
 
-def test_graphs_as_captured_pass(graphs: GraphSet, exportable: ExportableModel) -> None:
-    check_structure(graphs, exportable)
+def test_graphs_as_captured_pass(graphs: GraphSet, exportable: ExportableModel, captured: JointGraph) -> None:
+    check_structure(graphs, exportable, captured)
 
 
 @pytest.mark.parametrize("where", list(WHERE))
 @pytest.mark.parametrize(("mutate", "problem"), IN_EVERY_GRAPH, ids=lambda v: getattr(v, "__name__", ""))
 def test_a_broken_gate_or_fusion_is_refused_in_every_graph(
-    where: str, mutate: Mutation, problem: str, graphs: GraphSet, exportable: ExportableModel
+    where: str,
+    mutate: Mutation,
+    problem: str,
+    graphs: GraphSet,
+    exportable: ExportableModel,
+    captured: JointGraph,
 ) -> None:
     mutate(WHERE[where](graphs).graph)
 
     with pytest.raises(StructureError, match=problem) as caught:
-        check_structure(graphs, exportable)
+        check_structure(graphs, exportable, captured)
 
     assert str(caught.value).startswith(f"{where}: ")
 
 
 @pytest.mark.parametrize("where", ["joint", f"task-{TASK}"])
 def test_a_lost_expert_is_refused_with_its_parameters(
-    where: str, graphs: GraphSet, exportable: ExportableModel
+    where: str, graphs: GraphSet, exportable: ExportableModel, captured: JointGraph
 ) -> None:
     reads_another_expert(WHERE[where](graphs).graph)
 
     with pytest.raises(StructureError) as caught:
-        check_structure(graphs, exportable)
+        check_structure(graphs, exportable, captured)
 
     message = str(caught.value)
     assert message.startswith(f"{where}: 6 of ")
@@ -217,106 +222,120 @@ def test_a_lost_expert_is_refused_with_its_parameters(
 
 
 def test_an_expert_lost_before_the_cut_is_refused(
-    own_capture: JointGraph, exportable: ExportableModel
+    own_capture: JointGraph, exportable: ExportableModel, captured: JointGraph
 ) -> None:
     reads_another_expert(own_capture.model.graph)
 
     with pytest.raises(StructureError, match="trunk: 6 of 24 parameters do not reach the expert features"):
-        check_structure(partition(own_capture), exportable)
+        check_structure(partition(own_capture), exportable, captured)
 
 
 @pytest.mark.parametrize("parameter", ["backbone.network.3.bias", "task_heads.1.head.3.bias"])
 def test_one_lost_bias_is_refused_by_name(
-    parameter: str, own_capture: JointGraph, exportable: ExportableModel
+    parameter: str, own_capture: JointGraph, exportable: ExportableModel, captured: JointGraph
 ) -> None:
     gemm = node(own_capture.model.graph, parameter.removesuffix(".bias"))
     gemm.replace_input_with(2, None)
 
     with pytest.raises(StructureError, match=f"1 of .* parameters do not reach .*: {parameter}"):
-        check_structure(partition(own_capture), exportable)
+        check_structure(partition(own_capture), exportable, captured)
 
 
 @pytest.mark.parametrize("where", [f"task-{TASK}", f"tail-{TASK}"])
-def test_a_gate_without_softmax_is_refused(where: str, graphs: GraphSet, exportable: ExportableModel) -> None:
+def test_a_gate_without_softmax_is_refused(
+    where: str, graphs: GraphSet, exportable: ExportableModel, captured: JointGraph
+) -> None:
     sigmoid_for_softmax(WHERE[where](graphs).graph)
 
     with pytest.raises(StructureError, match=rf"{where}: .* depends on 0 softmax nodes .*routing_weights"):
-        check_structure(graphs, exportable)
+        check_structure(graphs, exportable, captured)
 
 
-def test_the_joint_graph_has_one_softmax_per_gate(graphs: GraphSet, exportable: ExportableModel) -> None:
+def test_the_joint_graph_has_one_softmax_per_gate(
+    graphs: GraphSet, exportable: ExportableModel, captured: JointGraph
+) -> None:
     sigmoid_for_softmax(graphs.joint.graph)
 
     with pytest.raises(StructureError, match="joint: has 2 softmax nodes, expected 3: one per gate"):
-        check_structure(graphs, exportable)
+        check_structure(graphs, exportable, captured)
 
 
 @pytest.mark.parametrize("mutate", [softmax_on_the_prediction, softmax_twice_in_a_row])
 @pytest.mark.parametrize("where", [f"task-{TASK}", f"tail-{TASK}"])
 def test_a_second_softmax_is_refused(
-    where: str, mutate: Mutation, graphs: GraphSet, exportable: ExportableModel
+    where: str, mutate: Mutation, graphs: GraphSet, exportable: ExportableModel, captured: JointGraph
 ) -> None:
     mutate(WHERE[where](graphs).graph)
 
     with pytest.raises(StructureError, match=rf"{where}: .* depends on 2 softmax nodes"):
-        check_structure(graphs, exportable)
+        check_structure(graphs, exportable, captured)
 
 
 def test_a_softmax_beside_the_way_to_the_prediction_is_refused(
-    graphs: GraphSet, exportable: ExportableModel
+    graphs: GraphSet, exportable: ExportableModel, captured: JointGraph
 ) -> None:
     graph = graphs.tasks[TASK].graph
     gate = gate_of(graph)
     insert(graph, gate, "Softmax", [gate.outputs[0]], ["batch", 3], axis=-1)
 
     with pytest.raises(StructureError, match=f"task-{TASK}: has 2 softmax nodes, expected 1"):
-        check_structure(graphs, exportable)
+        check_structure(graphs, exportable, captured)
 
 
-def test_fusing_with_another_tasks_gate_is_refused(graphs: GraphSet, exportable: ExportableModel) -> None:
+def test_fusing_with_another_tasks_gate_is_refused(
+    graphs: GraphSet, exportable: ExportableModel, captured: JointGraph
+) -> None:
     gate_of_another_task(graphs.joint.graph)
 
     with pytest.raises(StructureError, match=r"joint: 4 of .* gating_networks\.1\.gate\.0\.bias"):
-        check_structure(graphs, exportable)
+        check_structure(graphs, exportable, captured)
 
 
 @pytest.mark.parametrize("where", list(WHERE))
-def test_routing_weights_must_be_an_output(where: str, graphs: GraphSet, exportable: ExportableModel) -> None:
+def test_routing_weights_must_be_an_output(
+    where: str, graphs: GraphSet, exportable: ExportableModel, captured: JointGraph
+) -> None:
     drop_output(WHERE[where](graphs).graph)
 
     with pytest.raises(StructureError, match=rf"{where}: has no output '.*routing_weights'; its outputs are"):
-        check_structure(graphs, exportable)
+        check_structure(graphs, exportable, captured)
 
 
-def test_another_number_of_experts_is_refused(graphs: GraphSet, exportable: ExportableModel) -> None:
+def test_another_number_of_experts_is_refused(
+    graphs: GraphSet, exportable: ExportableModel, captured: JointGraph
+) -> None:
     other = dataclasses.replace(exportable, num_experts=4)
 
     with pytest.raises(
         StructureError, match=r"trunk: expert_features has shape \[batch,3,8\], expected \[batch, 4, 8\]"
     ):
-        check_structure(graphs, other)
+        check_structure(graphs, other, captured)
 
 
-def test_another_output_width_is_refused(graphs: GraphSet, exportable: ExportableModel) -> None:
+def test_another_output_width_is_refused(
+    graphs: GraphSet, exportable: ExportableModel, captured: JointGraph
+) -> None:
     tasks = tuple(dataclasses.replace(task, output_dim=task.output_dim + 1) for task in exportable.tasks)
 
     with pytest.raises(StructureError, match=r"task_0\.prediction has shape \[batch,4\], expected"):
-        check_structure(graphs, dataclasses.replace(exportable, tasks=tasks))
+        check_structure(graphs, dataclasses.replace(exportable, tasks=tasks), captured)
 
 
 @pytest.mark.parametrize("axis", [1, -1, None])
 def test_the_last_axis_may_be_written_in_any_way(
-    axis: int | None, graphs: GraphSet, exportable: ExportableModel
+    axis: int | None, graphs: GraphSet, exportable: ExportableModel, captured: JointGraph
 ) -> None:
     gate = gate_of(graphs.tasks[TASK].graph)
     del gate.attributes["axis"]
     if axis is not None:
         gate.attributes["axis"] = ir.AttrInt64("axis", axis)
 
-    check_structure(graphs, exportable)
+    check_structure(graphs, exportable, captured)
 
 
-def test_a_fusion_written_as_one_matrix_product_passes(graphs: GraphSet, exportable: ExportableModel) -> None:
+def test_a_fusion_written_as_one_matrix_product_passes(
+    graphs: GraphSet, exportable: ExportableModel, captured: JointGraph
+) -> None:
     graph = graphs.tasks[TASK].graph
     _, total = fusion_of(graph)
     gate = gate_of(graph)
@@ -330,4 +349,4 @@ def test_a_fusion_written_as_one_matrix_product_passes(graphs: GraphSet, exporta
     node(graph, "task_heads.1.head.0").replace_input_with(0, flat)
     graph.remove(total, safe=True)
 
-    check_structure(graphs, exportable)
+    check_structure(graphs, exportable, captured)

@@ -1,0 +1,115 @@
+"""Reading a Gemm node as a linear layer with constant weights, y = x·Wᵀ + b."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from te_export.capture.tidy import BATCH
+from te_export.rewrite.edit import Axes, axes_of
+
+__all__ = ["ACTIVATIONS", "Linear", "activation_key", "only_reader", "read_linear", "tensor_of"]
+
+ACTIVATIONS = frozenset(
+    {"Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh"}
+    | {"Softplus", "Softsign", "Mish", "ThresholdedRelu"}
+)
+"""Operators of one input that treat every element alike: they may be applied to a stack as a whole."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A Gemm with constant weights.
+
+    Attributes:
+        weight: (out, in); (in, out) where `turned`.
+        bias: (out,), or None.
+    """
+
+    node: ir.Node
+    x: ir.Value
+    weight: ir.Value
+    bias: ir.Value | None
+    width_in: int
+    width_out: int
+    turned: bool
+
+    @property
+    def y(self) -> ir.Value:
+        return self.node.outputs[0]
+
+    @property
+    def name(self) -> str:
+        return str(self.node.name)
+
+    @property
+    def axes(self) -> Axes:
+        """The shape of y; where it was not recorded, the batch axis has its usual name."""
+        return axes_of(self.y) or (BATCH, self.width_out)
+
+    def weight_out_in(self) -> NDArray[np.float32]:
+        """The weight as (out, in), whichever way it is stored."""
+        values: NDArray[np.float32] = tensor_of(self.weight).numpy()
+        return values.T if self.turned else values
+
+
+def tensor_of(value: ir.Value) -> ir.TensorProtocol:
+    """The tensor of an initializer."""
+    assert value.const_value is not None  # read_linear saw it
+    return value.const_value
+
+
+def read_linear(node: ir.Node) -> Linear | str:
+    """The linear layer that `node` is, or why it is none."""
+    if node.op_type != "Gemm" or node.domain not in ("", "ai.onnx"):
+        return f"it is a {node.op_type}, expected a Gemm"
+    if _number(node, "alpha", 1.0) != 1.0 or _number(node, "beta", 1.0) != 1.0:
+        return "its alpha or beta is not 1"
+    if _number(node, "transA", 0) != 0:
+        return "its input is transposed"
+    x, weight, bias = (*node.inputs, None)[:3]
+    assert x is not None  # the operator requires both
+    assert weight is not None
+    if not _is_constant(weight, rank=2):
+        return "its weight is not a float32 constant"
+    turned = _number(node, "transB", 0) == 0
+    sizes = [int(axis) for axis in tensor_of(weight).shape.numpy()]
+    width_in, width_out = sizes if turned else sizes[::-1]
+    if bias is not None and not (
+        _is_constant(bias, rank=1) and tuple(tensor_of(bias).shape.numpy()) == (width_out,)
+    ):
+        return "its bias is not a float32 constant of one value per output"
+    return Linear(node, x, weight, bias, width_in=width_in, width_out=width_out, turned=turned)
+
+
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """The one node that reads `value`, at one place; None if there are others or it leaves the graph."""
+    uses = tuple(value.uses())
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+def activation_key(value: ir.Value) -> tuple[str, ...] | None:
+    """Operator and attributes of the one activation that reads `value`; None if there is none."""
+    reader = only_reader(value)
+    if reader is None or reader.op_type not in ACTIVATIONS or len(reader.inputs) != 1:
+        return None
+    return (reader.op_type, *sorted(f"{name}={attr.value}" for name, attr in reader.attributes.items()))
+
+
+def _is_constant(value: ir.Value, *, rank: int) -> bool:
+    tensor = value.const_value
+    return (
+        value.is_initializer()
+        and not value.is_graph_input()
+        and tensor is not None
+        and tensor.dtype == ir.DataType.FLOAT
+        and len(tensor.shape) == rank
+    )
+
+
+def _number(node: ir.Node, name: str, default: float) -> float:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else float(attribute.value)

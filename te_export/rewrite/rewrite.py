@@ -1,0 +1,145 @@
+"""Exact rewrites: the same function of the input in fewer and cheaper nodes.
+
+    captured joint graph → rewrite → (partition) → rewrite_cut → graphs to write
+
+`rewrite` works on the joint graph before it is cut, so every graph shares what it finds; `rewrite_cut` works
+on the graphs after it, and blocks the joint graph's tails, which no other graph has together. Rules look at
+operators, constants and uses, never at names. Each is applied until it finds nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import onnx_ir as ir
+
+from te_export.capture.joint_graph import JointGraph
+from te_export.partition import GraphSet, cut_task, order_initializers
+from te_export.rewrite.assemble_experts import assemble_experts
+from te_export.rewrite.batch_linears import batch_linears
+from te_export.rewrite.block_gates import block_gates
+from te_export.rewrite.cancel_shapes import cancel_shapes
+from te_export.rewrite.fold_linears import fold_linears
+from te_export.rewrite.fuse_experts import fuse_experts
+from te_export.rewrite.graph_cost import measure_cost
+from te_export.rewrite.log import Applied, Declined, Findings, GraphCosts, RewriteLog
+from te_export.rewrite.stack import stack_of
+from te_export.rewrite.stack_linears import stack_linears
+from te_export.rewrite.turn_heads import turn_heads
+from te_runtime.manifest import OptimizeLevel, TargetProvider
+
+__all__ = ["Rewritten", "rewrite", "rewrite_cut"]
+
+Rule = Callable[[ir.Graph], Findings]
+
+_MOST_ROUNDS = 100
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """The joint graph after the rewrites that come before the cut."""
+
+    graph: JointGraph
+    log: RewriteLog
+
+
+def rewrite(captured: JointGraph, *, provider: TargetProvider, level: OptimizeLevel) -> Rewritten:
+    """Rewrite the joint graph before it is cut; `captured` stays as it is.
+
+    Args:
+        provider: what the graphs are shaped for; they run anywhere.
+        level: "none" gives the graph as captured.
+    """
+    if level == "none":
+        return Rewritten(captured, RewriteLog())
+    model = captured.model.clone()
+    rules: list[Rule] = [
+        fold_linears,
+        partial(stack_linears, before_cut=True),
+        partial(batch_linears, provider=provider, before_cut=True),
+        assemble_experts,
+        fuse_experts,
+        partial(turn_heads, provider=provider),
+    ]
+    log, sources = _apply(rules, model.graph, captured.sources)
+    return Rewritten(replace(captured, model=model, sources=sources), log)
+
+
+def rewrite_cut(
+    graphs: GraphSet, captured: JointGraph, log: RewriteLog, *, provider: TargetProvider, level: OptimizeLevel
+) -> tuple[GraphSet, RewriteLog]:
+    """Rewrite the graphs after the cut, in place, and block the tails of the joint graph.
+
+    Args:
+        captured: the joint graph before any rewrite, to say what was gained.
+        log: what was done before the cut.
+
+    Returns:
+        The graphs, with the sources of what was made, and the log with what was added.
+    """
+    if level == "none":
+        return graphs, log
+    for model in (graphs.trunk, *graphs.tasks.values(), *graphs.tails.values()):
+        _apply([cancel_shapes], model.graph, {})
+    batch = partial(batch_linears, provider=provider, before_cut=False)
+    rules: list[Rule] = [
+        cancel_shapes,
+        partial(stack_linears, before_cut=False),
+        batch,
+        block_gates,
+        batch,
+        cancel_shapes,
+    ]
+    added, sources = _apply(rules, graphs.joint.graph, graphs.sources)
+    for model in graphs.models:
+        order_initializers(model.graph)
+    graphs = replace(graphs, sources=sources)
+    applied = log.applied + added.applied
+    done = {(entry.rule, entry.where) for entry in applied}
+    left = [entry for entry in log.declined + added.declined if (entry.rule, entry.where) not in done]
+    log = RewriteLog(
+        applied=applied,
+        declined=tuple(dict.fromkeys(left)),
+        costs=_costs(captured, graphs),
+    )
+    return graphs, log
+
+
+def _costs(captured: JointGraph, graphs: GraphSet) -> tuple[GraphCosts, ...]:
+    """What the joint graph and the largest task graph cost, as captured and as rewritten."""
+    costs = {name: measure_cost(model.graph) for name, model in graphs.tasks.items()}
+    largest = max(costs, key=lambda name: costs[name].multiply_adds)
+    before = cut_task(captured, largest)
+    return (
+        GraphCosts("joint", measure_cost(captured.model.graph), measure_cost(graphs.joint.graph)),
+        GraphCosts(f"task-{largest}", measure_cost(before.graph), costs[largest]),
+    )
+
+
+def _apply(
+    rules: Sequence[Rule], graph: ir.Graph, sources: Mapping[str, tuple[str, ...]]
+) -> tuple[RewriteLog, dict[str, tuple[str, ...]]]:
+    applied: list[Applied] = []
+    declined: list[Declined] = []
+    known = dict(sources)
+    for rule in rules:
+        for _ in range(_MOST_ROUNDS):
+            found = rule(graph)
+            applied += found.applied
+            for name, made_from in found.sources.items():
+                known[name] = _flat(made_from, known)
+            if not found.applied:
+                break
+        declined += found.declined
+    for name, value in graph.initializers.items():
+        stack = stack_of(value.const_value)
+        if stack is not None:
+            known[name] = _flat([part.name for part in stack.parts], known)
+    return RewriteLog(tuple(applied), tuple(dict.fromkeys(declined))), known
+
+
+def _flat(names: Sequence[str], known: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The checkpoint's parameters behind `names`, each once."""
+    return tuple(dict.fromkeys(source for name in names for source in known.get(name, (name,))))

@@ -1,0 +1,111 @@
+"""Linear layers that read the same value are one linear layer and a Split.
+
+    y_i = act(x·W_iᵀ + b_i)   for i = 0 … T-1        s = act(x·Wᵀ + b),  W = rows of W_0, W_1, …
+                                                     y_0, … = Split(s, axis=1)
+
+Nothing is computed: the stacked weight is the concatenation of the bytes of the W_i, which keep their names
+in weights.bin. All layers of a stack have the same activation, or none. Before the cut they must also serve
+the same outputs, or a task graph would compute the layers of other tasks.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from te_export.rewrite.edit import Edit, joined_name
+from te_export.rewrite.linear import Linear, activation_key, only_reader, read_linear, tensor_of
+from te_export.rewrite.log import Applied, Declined, Findings
+from te_export.rewrite.served_outputs import served_outputs
+from te_export.rewrite.stack import Part, stack_tensors
+
+__all__ = ["RULE", "stack_linears"]
+
+RULE = "stack_linears"
+
+
+def stack_linears(graph: ir.Graph, *, before_cut: bool) -> Findings:
+    """Stack every group of linear layers that read one value, in place."""
+    served = served_outputs(graph) if before_cut else {}
+    applied: list[Applied] = []
+    declined: list[Declined] = []
+    for layers, refused in _groups(graph):
+        declined += refused
+        kinds: dict[object, list[Linear]] = {}
+        for layer in layers:
+            kinds.setdefault((served.get(layer.node), activation_key(layer.y)), []).append(layer)
+        for kind in kinds.values():
+            if len(kind) > 1:
+                applied.append(Applied(RULE, kind[0].name, _rewrite(graph, kind)))
+        alone = [kind[0] for kind in kinds.values() if len(kind) == 1]
+        if len(kinds) > 1 and alone:
+            declined.append(Declined(RULE, alone[0].name, _why_alone(kinds, before_cut=before_cut)))
+    return Findings(tuple(applied), tuple(declined))
+
+
+def _groups(graph: ir.Graph) -> list[tuple[list[Linear], list[Declined]]]:
+    """Two or more Gemms that read the same value: those that can be stacked, and why others cannot."""
+    readers: dict[ir.Value, list[ir.Node]] = {}
+    for node in graph:
+        if node.op_type == "Gemm" and node.inputs[0] is not None:
+            readers.setdefault(node.inputs[0], []).append(node)
+    groups = []
+    for nodes in readers.values():
+        if len(nodes) < 2:
+            continue
+        layers: list[Linear] = []
+        refused: list[Declined] = []
+        for node in nodes:
+            layer = _check(node)
+            if isinstance(layer, str):
+                refused.append(Declined(RULE, str(node.name), layer))
+            else:
+                layers.append(layer)
+        groups.append((layers, refused))
+    return groups
+
+
+def _check(node: ir.Node) -> Linear | str:
+    layer = read_linear(node)
+    if isinstance(layer, str):
+        return layer
+    if layer.turned:
+        return "its weight is stored (in, out), so its rows cannot be stacked"
+    if layer.bias is None:
+        return "it has no bias"
+    return layer
+
+
+def _why_alone(kinds: dict[object, list[Linear]], *, before_cut: bool) -> str:
+    activations = {key[1] for key in kinds if isinstance(key, tuple)}
+    if len(activations) > 1 or not before_cut:
+        return "the layers that read the same value are followed by different activations"
+    return "the layers that read the same value serve different tasks, so only the joint graph can stack them"
+
+
+def _rewrite(graph: ir.Graph, layers: list[Linear]) -> str:
+    edit = Edit(graph)
+    name = joined_name([layer.name for layer in layers])
+    rows = sum(layer.width_out for layer in layers)
+    batch = layers[0].axes[0]
+    stacked = edit.add(
+        "Gemm",
+        [layers[0].x, _stack(edit, [layer.weight for layer in layers], [rows, layers[0].width_in]),
+         _stack(edit, [layer.bias for layer in layers if layer.bias is not None], [rows])],
+        (batch, rows), name=name, transB=1,
+    )  # fmt: skip
+    ends = [layer.y for layer in layers]
+    activation = only_reader(ends[0]) if activation_key(ends[0]) is not None else None
+    if activation is not None:
+        stacked = edit.like(activation, stacked, name=f"{name}.activation")
+        ends = [only_reader(end).outputs[0] for end in ends]  # type: ignore[union-attr]
+    pieces = edit.split(stacked, [layer.width_out for layer in layers], batch=batch, name=f"{name}.split")
+    for end, piece in zip(ends, pieces, strict=True):
+        edit.replace(end, piece)
+    edit.done()
+    return f"{len(layers)} layers became one Gemm {rows}x{layers[0].width_in} and a Split"
+
+
+def _stack(edit: Edit, values: list[ir.Value], axes: list[int]) -> ir.Value:
+    parts = [Part(str(value.name), tensor_of(value)) for value in values]
+    name = joined_name([part.name for part in parts])
+    return edit.initializer(stack_tensors(name, parts, axes), name=name)
