@@ -32,8 +32,8 @@ class JointGraph:
             share the torch parameters' memory.
         tasks: task names, in the order of the outputs.
         opset: the ONNX opset of the graph.
-        sources: for every initializer that a rewrite made, the names of the checkpoint's parameters in it.
-            An initializer that is not listed is the parameter of its name.
+        sources: for every initializer that a rewrite made, the names of the checkpoint's parameters whose
+            place it took. An initializer that is not listed is the parameter of its name.
     """
 
     model: ir.Model

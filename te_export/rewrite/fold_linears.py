@@ -121,10 +121,8 @@ def _rewrite(graph: ir.Graph, fold: _Fold) -> dict[str, tuple[str, ...]]:
 
 
 def _bias_sources(first: Linear, reader: Linear) -> tuple[str, ...]:
-    """W2·b1 + b2 is made of these."""
-    through = () if first.bias is None else (reader.weight, first.bias)
-    own = () if reader.bias is None else (reader.bias,)
-    return tuple(str(value.name) for value in (*own, *through))
+    """W2·b1 + b2 takes the place of b1 and b2; W2 is in it too, but must be found in W2·W1."""
+    return tuple(str(layer.bias.name) for layer in (reader, first) if layer.bias is not None)
 
 
 def _what(fold: _Fold) -> str:

@@ -43,7 +43,7 @@ class Findings:
     """What one rule did to one graph.
 
     Attributes:
-        sources: for each initializer the rule made, the names of the initializers its values come from.
+        sources: for each initializer the rule made, the names of the initializers whose place it took.
     """
 
     applied: tuple[Applied, ...] = ()
