@@ -14,7 +14,7 @@ from te_runtime.manifest import Manifest, TaskParity, TaskUtilization, TensorSpe
 __all__ = ["REPORT_NAME", "render_report"]
 
 REPORT_NAME = "report.md"
-_SHOWN_REWRITES = 20
+_SHOWN_REWRITES = 24
 
 
 def render_report(manifest: Manifest, notes: Sequence[str], rewrites: RewriteLog) -> str:

@@ -35,6 +35,7 @@ def fuse_experts(graph: ir.Graph) -> Findings:
     """Rewrite every fusion, in place."""
     applied: list[Applied] = []
     declined: list[Declined] = []
+    edit = Edit(graph)
     for node in list(graph):
         product = _match(node)
         if product is None:
@@ -43,9 +44,11 @@ def fuse_experts(graph: ir.Graph) -> Findings:
         if isinstance(checked, str):
             declined.append(Declined(RULE, str(product.name), checked))
         else:
-            _rewrite(graph, checked)
+            _rewrite(edit, checked)
             what = f"the sum over {checked.count} experts of {checked.width} became one MatMul"
             applied.append(Applied(RULE, str(product.name), what))
+    if applied:
+        edit.done()
     return Findings(tuple(applied), tuple(declined))
 
 
@@ -81,8 +84,7 @@ def _check(total: ir.Node, product: ir.Node) -> _Fusion | str:
     return "its factors are not weights (batch, experts, 1) and features (batch, experts, width)"
 
 
-def _rewrite(graph: ir.Graph, fusion: _Fusion) -> None:
-    edit = Edit(graph)
+def _rewrite(edit: Edit, fusion: _Fusion) -> None:
     name = f"{fusion.total.name}.fusion"
     batch, count, width = fusion.batch, fusion.count, fusion.width
     row_shape = edit.integers([-1, 1, count], name=f"{name}.row_shape")
@@ -91,4 +93,3 @@ def _rewrite(graph: ir.Graph, fusion: _Fusion) -> None:
     mixed = edit.add("MatMul", [row, fusion.experts], (batch, 1, width), name=name)
     flat = edit.add("Reshape", [mixed, flat_shape], (batch, width), name=f"{name}.flat")
     edit.replace(fusion.total.outputs[0], flat)
-    edit.done()

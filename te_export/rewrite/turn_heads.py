@@ -12,6 +12,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from te_export.rewrite.batching_policy import worth_batching
+from te_export.rewrite.edit import Edit
 from te_export.rewrite.fusion import read_fusion
 from te_export.rewrite.linear import ACTIVATIONS, Linear, only_reader, read_linear
 from te_export.rewrite.log import Applied, Declined, Findings
@@ -28,6 +29,7 @@ def turn_heads(graph: ir.Graph, *, provider: TargetProvider) -> Findings:
     applied: list[Applied] = []
     declined: list[Declined] = []
     sources: dict[str, tuple[str, ...]] = {}
+    edit = Edit(graph)
     for fused in _match(graph):
         ends = fused
         while ends:
@@ -43,12 +45,14 @@ def turn_heads(graph: ir.Graph, *, provider: TargetProvider) -> Findings:
             if all(layer.turned for layer in layers):
                 continue
             for layer in layers:
-                new, old = turn(graph, layer)
+                new, old = turn(edit, layer)
                 sources[new] = (old,)
             what = (
                 f"the weights of {len(layers)} heads are stored (in, out), to be batched in the joint graph"
             )
             applied.append(Applied(RULE, layers[0].name, what))
+    if applied:
+        edit.done()
     return Findings(tuple(applied), tuple(declined), sources)
 
 

@@ -20,16 +20,14 @@ def turned_part(layer: Linear) -> Part:
     return Part(f"{name}.turned", ir.tensor(layer.weight_out_in().T, name=f"{name}.turned"))
 
 
-def turn(graph: ir.Graph, layer: Linear) -> tuple[str, str]:
+def turn(edit: Edit, layer: Linear) -> tuple[str, str]:
     """Let the Gemm read its weight turned.
 
     Returns:
         Name of the new initializer, name of the one it was made from.
     """
-    edit = Edit(graph)
     part = turned_part(layer)
     weight = edit.initializer(part.tensor, name=part.name)
     layer.node.replace_input_with(1, weight)
     layer.node.attributes["transB"] = ir.AttrInt64("transB", 0)
-    edit.done()
     return str(weight.name), str(layer.weight.name)
