@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from te_export.options import ExportResult
 from te_runtime.strict_json import plain
 

@@ -302,7 +302,7 @@ def reseal(bundle: Path, path: str) -> None:
     """Write the file's new checksum into the manifest."""
     import hashlib
 
-    from te_runtime.manifest import FileEntry, Manifest, serialize_manifest
+    from te_runtime.manifest import FileEntry, serialize_manifest
 
     manifest = open_bundle(bundle, check="size").manifest
     digest = hashlib.sha256((bundle / path).read_bytes()).hexdigest()
@@ -310,8 +310,8 @@ def reseal(bundle: Path, path: str) -> None:
         FileEntry(entry.path, entry.size_bytes, digest) if entry.path == path else entry
         for entry in manifest.files
     )
-    changed = Manifest(**{**vars(manifest), "files": entries})
-    (bundle / "manifest.json").write_bytes(serialize_manifest(changed))
+    changed = serialize_manifest(manifest._replace(files=entries))
+    (bundle / "manifest.json").write_bytes(changed)
 
 
 # Damage
