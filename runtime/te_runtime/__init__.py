@@ -55,4 +55,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    from te_runtime.forking import holding_back_forks
+
+    with holding_back_forks():  # a child would wait for the import of a thread that it does not have
+        return getattr(importlib.import_module(_MODULES[name]), name)

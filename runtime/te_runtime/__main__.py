@@ -1,5 +1,5 @@
 """`python -m te_runtime`, the same as `te-runtime`."""
 
-from te_runtime.cli import main
+from te_runtime.entry import main
 
-main(prog_name="te-runtime")
+main()

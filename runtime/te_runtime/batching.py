@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from te_runtime.errors import InputError
+from te_runtime.choices import parse_number
 from te_runtime.executor import Executor
 from te_runtime.prediction import Prediction
 
@@ -23,9 +23,7 @@ def parse_max_batch(max_batch: int | None) -> int | None:
     Raises:
         InputError: it is not a whole number from 1.
     """
-    if max_batch is not None and (type(max_batch) is not int or max_batch < 1):
-        raise InputError(f"max_batch: found {max_batch!r:.80}, expected a whole number from 1, or None")
-    return max_batch
+    return None if max_batch is None else parse_number("max_batch", max_batch, 1)
 
 
 def predict_in_parts(

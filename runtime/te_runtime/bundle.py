@@ -10,7 +10,7 @@ import hashlib
 import os
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from te_runtime.bundle_files import (
     ADVICE,
@@ -22,6 +22,7 @@ from te_runtime.bundle_files import (
     open_regular,
     reason,
 )
+from te_runtime.choices import parse_choice
 from te_runtime.errors import BundleError, InputError
 from te_runtime.interfaces import check_interfaces
 from te_runtime.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest
@@ -35,6 +36,7 @@ Check = Literal["full", "size"]
 
 _LARGE_BYTES = 2**20
 _GRAPH_SUFFIX = ".onnx"
+_PASS_FOLDER = "Pass the folder that te-export wrote."
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,11 @@ class Bundle:
     Attributes:
         folder: the bundle's folder, absolute.
         manifest: what the bundle holds.
-        manifest_sha256: checksum of manifest.json itself, which nothing in the bundle holds: compare it with
+        manifest_sha256: checksum of manifest.json itself, to compare with
             the sender's.
         check: `full` if every checksum was compared, `size` if only sizes were.
         folder_id: device and inode of the folder that was checked.
-        pending: checksums that are still being compared; None where there are none.
+        pending: checksums that start_check begins to compare; None where there are none.
     """
 
     folder: str
@@ -69,8 +71,13 @@ class Bundle:
         """The absolute path of a file that the manifest names."""
         return file_path(self.folder, relative)
 
+    def start_check(self) -> None:
+        """Begin to compare the checksums that wait."""
+        if self.pending is not None:
+            self.pending.start()
+
     def finish_check(self) -> None:
-        """Wait for checksums that are still being compared.
+        """Wait for checksums that are being compared.
 
         Raises:
             BundleError: a file is not what the manifest says.
@@ -79,13 +86,24 @@ class Bundle:
             self.pending.finish()
 
     def require_same_folder(self) -> None:
-        """Refuse a bundle that was replaced by another one while it was being loaded.
+        """Refuse a bundle that was replaced by another one since it was opened.
 
         Raises:
             BundleError: `root` names another folder than the one that was checked.
         """
         if _folder_id(self.folder) != self.folder_id:
-            raise BundleError(f"{self.folder}: was replaced while it was being loaded. Load it again.")
+            raise BundleError(f"{self.folder}: was replaced since it was opened. Load it again.")
+
+    def require_unchanged(self) -> None:
+        """Refuse a bundle whose files are no longer those that were opened.
+
+        Raises:
+            BundleError: the folder was replaced, or a file changed.
+        """
+        self.require_same_folder()
+        again = open_bundle(self.folder, check=self.check)
+        if again.manifest_sha256 != self.manifest_sha256:
+            raise BundleError(f"{self.folder}: another bundle was written there since. Load it again.")
 
 
 def open_bundle(path: str | os.PathLike[str], *, check: Check = "full", wait: bool = True) -> Bundle:
@@ -95,17 +113,16 @@ def open_bundle(path: str | os.PathLike[str], *, check: Check = "full", wait: bo
         path: the folder that te-export wrote.
         check: `full` compares the size and the sha256 of every listed file; `size` leaves out the sha256,
             which is faster and misses changed bytes.
-        wait: False returns while weights and golden rows are still being summed up, for callers that load the
-            graphs meanwhile and then call finish_check(). Graphs, which onnxruntime parses, are compared first
-            in any case.
+        wait: False leaves the checksums of weights and golden rows to start_check() and finish_check(), for
+            callers that load the graphs meanwhile. Graphs, which onnxruntime parses, are compared here in any
+            case.
 
     Raises:
         BundleError: no bundle there, or it is damaged, incomplete or of another version.
         InputError: `check` is neither of the two.
     """
-    if check not in ("full", "size"):
-        raise InputError(f"check: found {check!r:.80}, expected 'full' or 'size'")
-    root = _find_root(os.fspath(path))
+    parse_choice("check", check, get_args(Check))
+    root = _find_root(_parse_path(path))
     folder_id = _folder_id(root)
     where = file_path(root, MANIFEST_NAME)
     data = _read_manifest(root)
@@ -121,6 +138,13 @@ def open_bundle(path: str | os.PathLike[str], *, check: Check = "full", wait: bo
             if entry not in later:
                 check_sha256(root, entry)
     return Bundle(root, manifest, hashlib.sha256(data).hexdigest(), check, folder_id, pending)
+
+
+def _parse_path(path: object) -> str:
+    try:
+        return os.fsdecode(path)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise InputError(f"path: found {path!r:.80}, expected text or a path: the bundle's folder") from error
 
 
 def _may_wait(entry: FileEntry) -> bool:
@@ -145,7 +169,8 @@ def _find_root(path: str) -> str:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError as error:
-        raise BundleError(f"{path}: no such folder. Pass the folder that te-export wrote.") from error
+        hint = "`~` is not expanded: pass os.path.expanduser(path)." if path.startswith("~") else _PASS_FOLDER
+        raise BundleError(f"{path}: no such folder. {hint}") from error
     except (OSError, ValueError) as error:
         raise BundleError(f"{path}: cannot be opened: {reason(error)}") from error
     if not stat.S_ISDIR(mode):
@@ -155,9 +180,7 @@ def _find_root(path: str) -> str:
 
 def _read_manifest(root: str) -> bytes:
     if not os.path.lexists(file_path(root, MANIFEST_NAME)):
-        raise BundleError(
-            f"{root}: holds no {MANIFEST_NAME}, so it is no bundle. Pass the folder that te-export wrote."
-        )
+        raise BundleError(f"{root}: holds no {MANIFEST_NAME}, so it is no bundle. {_PASS_FOLDER}")
     with open_regular(root, MANIFEST_NAME) as (descriptor, size_bytes):
         if size_bytes > MAX_MANIFEST_BYTES:
             raise BundleError(

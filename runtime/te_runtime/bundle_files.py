@@ -65,7 +65,7 @@ class BackgroundSums:
     """Checksums of large files, compared on a thread of their own while the caller loads graphs."""
 
     def __init__(self, root: str, entries: Sequence[FileEntry]) -> None:
-        """Begin.
+        """Take note; start() begins.
 
         Args:
             root: the bundle's folder.
@@ -73,6 +73,9 @@ class BackgroundSums:
         """
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._compare, args=(root, tuple(entries)), daemon=True)
+
+    def start(self) -> None:
+        """Begin to compare."""
         self._thread.start()
 
     def finish(self) -> None:

@@ -1,14 +1,17 @@
 """Batches of fixed sizes as CUDA graphs: every launch of a run recorded once, replayed as one.
 
 A recording holds addresses, so each batch size keeps its inputs, its intermediates and its outputs on the device
-for as long as the model lives, and calls take turns. Batches of any other size run as DeviceExecutor runs them.
+for as long as the model lives, and calls take turns. onnxruntime keeps recordings per thread and cannot record while
+other work is under way on the device (core/providers/cuda/cuda_graph.cc), so the model has one thread that
+everything runs on, and every size is recorded when the model is loaded: load it before other models predict.
+Batches of any other size run as DeviceExecutor runs them, on the same thread.
 The documentation of onnxruntime's CUDA provider calls this `gpu_graph_id`: -1 leaves a run out of it.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,46 +61,54 @@ class _FixedBatch:
 class GraphExecutor:
     """An Executor that replays recordings for the batch sizes it was given."""
 
-    __slots__ = ("_batches", "_graphs", "_lock", "_other")
+    __slots__ = ("_batches", "_graphs", "_other", "_thread")
 
     def __init__(
         self, graphs: DeviceGraphs, device: Device, inputs: Sequence[TensorSpec], batch_sizes: Sequence[int]
     ) -> None:
-        """Make room on the device for each batch size.
+        """Make room on the device for each batch size, and record it.
 
         Raises:
             InputError: a graph has another open axis than the batch.
+            BundleError: a graph failed while it ran.
         """
         ort = import_onnxruntime()
         self._graphs = graphs
-        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="te_runtime-cuda")
         self._other = DeviceExecutor(graphs, device, _options(ort, _NOT_RECORDED))
         self._batches = {
             rows: _fix_batch(ort, graphs, device, inputs, rows=rows, recording=number)
             for number, rows in enumerate(batch_sizes, start=1)
         }
+        for rows in batch_sizes:
+            zeros = {spec.name: _zeros(spec, rows) for spec in inputs}
+            self.run(zeros, rows, tuple(graphs.answers))
 
     def run(
         self, feeds: Mapping[str, NDArray[np.generic]], rows: int, tasks: Sequence[str]
     ) -> dict[str, Prediction]:
         """As Executor.run."""
+        return self._thread.submit(self._run_here, feeds, rows, tasks).result()
+
+    def _run_here(
+        self, feeds: Mapping[str, NDArray[np.generic]], rows: int, tasks: Sequence[str]
+    ) -> dict[str, Prediction]:
         batch = self._batches.get(rows)
-        with self._lock:  # a session that records may run in one thread at a time, with or without replay
-            if batch is None:
-                return self._other.run(feeds, rows, tasks)
-            for name, array in feeds.items():
-                batch.inputs[name].update_inplace(array)
-            if batch.trunk is not None:
-                batch.trunk.run()
-            sessions = dict.fromkeys(self._graphs.answers[task].session for task in tasks)
-            for session in sessions:
-                batch.answers[session].run()
-            # The next call writes into the same values, so the answers are copies.
-            outputs = {
-                session: [np.array(value.numpy()) for value in batch.answers[session].outputs]
-                for session in sessions
-            }
+        if batch is None:
+            return self._other.run(feeds, rows, tasks)
+        for name, array in feeds.items():
+            batch.inputs[name].update_inplace(array)
+        if batch.trunk is not None:
+            batch.trunk.run()
         answers = self._graphs.answers
+        sessions = dict.fromkeys(answers[task].session for task in tasks)
+        for session in sessions:
+            batch.answers[session].run()
+        # The next call writes into the same values, so the answers are copies.
+        outputs = {
+            session: [np.array(value.numpy()) for value in batch.answers[session].outputs]
+            for session in sessions
+        }
         return {task: answers[task].reader.read(outputs[answers[task].session], rows) for task in tasks}
 
 
@@ -152,6 +163,11 @@ def _room(ort: ModuleType, spec: TensorSpec, device: Device, rows: int) -> Any:
     return ort.OrtValue.ortvalue_from_shape_and_type(
         [rows, *fixed], np.dtype(spec.dtype).type, device.kind, device.number
     )
+
+
+def _zeros(spec: TensorSpec, rows: int) -> NDArray[np.generic]:
+    fixed = [axis for axis in spec.shape[1:] if isinstance(axis, int)]
+    return np.zeros((rows, *fixed), dtype=spec.dtype)
 
 
 def _options(ort: ModuleType, recording: str) -> object:

@@ -9,10 +9,11 @@ unless `on_nonfinite="error"` was asked for.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import numpy as np
 
+from te_runtime.choices import parse_choice
 from te_runtime.errors import InputError
 from te_runtime.interfaces import BATCH_AXIS
 from te_runtime.manifest import TensorSpec
@@ -80,11 +81,7 @@ def parse_on_nonfinite(value: str) -> OnNonfinite:
     Raises:
         InputError: it is neither `pass` nor `error`.
     """
-    known: tuple[OnNonfinite, ...] = ("pass", "error")
-    for choice in known:
-        if value == choice:
-            return choice
-    raise InputError(f"on_nonfinite: found {value!r:.80}, expected 'pass' or 'error'")
+    return cast(OnNonfinite, parse_choice("on_nonfinite", value, get_args(OnNonfinite)))
 
 
 def prepare_inputs(

@@ -1,7 +1,7 @@
 """Whether the graphs a manifest names fit the model's inputs, its tasks, and each other.
 
-The manifest carries no checksum of itself, so a changed byte in it must show here wherever it could give
-another task's numbers: every graph is named once, in its variant's folder, and gives exactly what its task
+Whoever writes a manifest anew can make its checksum true, so what could give another task's numbers must show
+here: every graph is named once, in its variant's folder, and gives exactly what its task
 promises.
 """
 

@@ -307,6 +307,9 @@ class Manifest(NamedTuple):
         _check_unique("variant", (variant.precision for variant in self.variants))
         _check_unique("file", (entry.path for entry in self.files))
         names = [task.name for task in self.tasks]
+        _check_unique("utilization of task", (entry.task for entry in self.utilization))
+        for entry in self.utilization:
+            _check(entry.task in names, f"utilization of {entry.task!r:.80}, which is no task")
         for variant in self.variants:
             with_graphs = [entry.task for entry in variant.tasks]
             with_parity = [entry.task for entry in variant.parity]

@@ -66,7 +66,12 @@ def import_onnxruntime(
             ) from error
         raise ProviderError(f"onnxruntime is not installed. {_INSTALL}") from error
     except (ImportError, OSError) as error:
-        raise ProviderError(f"onnxruntime is installed but does not load: {error}") from error
+        if _was_interrupted(error):
+            raise KeyboardInterrupt from error
+        raise ProviderError(
+            f"onnxruntime is installed but does not load: {error}. "
+            f"Run: pip install --force-reinstall {' '.join(distributions) or 'onnxruntime'}"
+        ) from error
     if not hasattr(module, "InferenceSession"):
         raise ProviderError(
             f"onnxruntime is installed in part: it has no InferenceSession. "
@@ -80,3 +85,12 @@ def onnxruntime_errors(ort: ModuleType) -> tuple[type[Exception], ...]:
     state = vars(ort.capi.onnxruntime_pybind11_state)
     own = [value for value in state.values() if isinstance(value, type) and issubclass(value, Exception)]
     return (*own, RuntimeError, ValueError, MemoryError)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: a C module that it hits while it loads makes an ImportError of it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -25,7 +25,7 @@ def open_device_executor(
     threads: int,
     cuda: CudaOptions | None = None,
 ) -> Executor:
-    """Load the graphs of one mode; each weight that they share comes to the device once.
+    """Load the graphs of one mode. In mode `task` each graph brings the trunk's weights to the device again.
 
     Args:
         bundle: the bundle.

@@ -17,9 +17,9 @@ always ask for every task in small batches set mode="joint".
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
-from te_runtime.errors import InputError
+from te_runtime.choices import parse_choice
 from te_runtime.manifest import GraphSpec, Variant
 
 __all__ = ["Mode", "Plan", "choose_plan"]
@@ -57,11 +57,8 @@ def choose_plan(variant: Variant, mode: str | None) -> Plan:
     """
     if mode is None:
         return _automatic(variant)
-    for known in get_args(Mode):
-        if mode == known:
-            return Plan(known, _graphs(variant, known), "asked for")
-    modes = ", ".join(map(repr, get_args(Mode)))
-    raise InputError(f"mode: found {mode!r:.80}, expected one of {modes}, or None to let te_runtime choose")
+    known = cast(Mode, parse_choice("mode", mode, get_args(Mode)))
+    return Plan(known, _graphs(variant, known), "asked for")
 
 
 def _automatic(variant: Variant) -> Plan:

@@ -6,13 +6,14 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self, SupportsIndex
 
 from te_runtime.batching import parse_max_batch, predict_in_parts
 from te_runtime.bundle import Bundle, Check, open_bundle
-from te_runtime.errors import ClosedError, InputError
+from te_runtime.choices import parse_choice
+from te_runtime.errors import ClosedError
 from te_runtime.executor import Executor, open_executor
-from te_runtime.forking import watch_forks
+from te_runtime.forking import holding_back_forks, watch_forks
 from te_runtime.inputs import InputReader, OnNonfinite, parse_on_nonfinite
 from te_runtime.manifest import Manifest, Precision, TensorSpec, Variant
 from te_runtime.memory import return_freed_memory
@@ -104,10 +105,12 @@ def load(
     bundle = open_bundle(path, check=check, wait=False)
     variant = choose_variant(bundle.manifest, precision, settings.provider.provider)
     plan = choose_plan(variant, mode)
-    try:
-        executor = _open(bundle, variant, plan.mode, settings)
-    finally:
-        bundle.finish_check()  # it knows better than onnxruntime what is wrong with a file
+    with holding_back_forks():
+        bundle.start_check()
+        try:
+            executor = _open(bundle, variant, plan.mode, settings)
+        finally:
+            bundle.finish_check()  # it knows better than onnxruntime what is wrong with a file
     bundle.require_same_folder()
     return Model(bundle, variant, plan, executor, settings)
 
@@ -121,11 +124,8 @@ def choose_variant(manifest: Manifest, precision: str | None, provider: Provider
     if precision is None:
         half = (variant for variant in manifest.variants if variant.precision == "fp16")
         return next(half, manifest.variants[0]) if provider == "cuda" else manifest.variants[0]
-    for variant in manifest.variants:
-        if variant.precision == precision:
-            return variant
-    available = ", ".join(variant.precision for variant in manifest.variants)
-    raise InputError(f"precision {precision!r:.80} is not in this bundle, which has {available}")
+    known = [variant.precision for variant in manifest.variants]
+    return manifest.variants[known.index(parse_choice("precision of this bundle", precision, known))]
 
 
 class Model:
@@ -232,22 +232,23 @@ class Model:
 
         Raises:
             ClosedError: the model was closed, or loaded before a fork.
-            BundleError: the golden rows or a graph cannot be used.
+            BundleError: the golden rows or a graph cannot be used, or the files changed since they were loaded.
         """
         from te_runtime.golden import verify  # here, since reading .npz files takes 20 ms to import
 
         split = self._open_executor()
-        if self._plan.mode != "split":
-            split = _open(self._bundle, self._variant, "split", self._settings)
-        threads = self._settings.threads
-        return verify(
-            self._bundle,
-            self._variant,
-            split,
-            provider=self.provider,
-            threads=threads,
-            device_id=self._settings.cuda.device_id,
-        )
+        self._bundle.require_unchanged()
+        with holding_back_forks():
+            if self._plan.mode != "split":
+                split = _open(self._bundle, self._variant, "split", self._settings)
+            return verify(
+                self._bundle,
+                self._variant,
+                split,
+                provider=self.provider,
+                threads=self._settings.threads,
+                device_id=self._settings.cuda.device_id,
+            )
 
     def close(self) -> None:
         """Let go of the graphs. Calls running in other threads finish; later ones raise ClosedError."""
@@ -268,6 +269,12 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce_ex__(self, _protocol: SupportsIndex) -> tuple[object, ...]:
+        """copy, deepcopy and pickle come here; two models cannot share what one of them may close."""
+        raise TypeError(
+            "a loaded model cannot be copied, nor sent to another process: call te_runtime.load() again there"
+        )
 
     def __repr__(self) -> str:
         state = "closed" if self._executor is None else self.provider

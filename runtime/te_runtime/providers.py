@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from te_runtime.choices import parse_choice
 from te_runtime.errors import InputError, ProviderError
 
 if TYPE_CHECKING:
@@ -78,10 +79,7 @@ def parse_provider(name: str) -> ProviderName:
     Raises:
         ProviderError: there is no such provider.
     """
-    for known in _NAMES:
-        if name == known:
-            return known
-    raise ProviderError(f"provider {name!r:.80} is unknown; available: {', '.join(_NAMES)}")
+    return parse_choice("provider", name, _NAMES, ProviderError)
 
 
 def execution_provider(provider: Provider) -> str:

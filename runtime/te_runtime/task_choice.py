@@ -21,12 +21,17 @@ def check_tasks(tasks: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     """
     if isinstance(tasks, str):
         raise InputError(f"tasks: got the text {tasks!r:.80}, expected a list of names: pass [{tasks!r:.80}]")
-    chosen = list(tasks)
+    try:
+        chosen = list(tasks)
+    except TypeError as error:
+        raise InputError(f"tasks: found {tasks!r:.80}, expected a list of names") from error
     if not chosen:
         raise InputError(
             f"tasks is empty: leave it out for all tasks, or name some of {', '.join(known):.400}"
         )
     for task in chosen:
+        if not isinstance(task, str):
+            raise InputError(f"tasks: found {task!r:.80} among them, expected names: {', '.join(known):.400}")
         if task not in known:
             import difflib  # here, because only a mistake needs it
 

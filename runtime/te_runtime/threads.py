@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from te_runtime.choices import parse_number
 from te_runtime.errors import InputError
 
 __all__ = ["MAX_THREADS", "default_threads", "parse_spinning", "parse_threads", "usable_cpus"]
@@ -33,9 +34,7 @@ def parse_threads(threads: int | None) -> int:
     """
     if threads is None:
         return default_threads()
-    if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
-        raise InputError(f"threads: found {threads!r}, expected a whole number from 1 to {MAX_THREADS}")
-    return threads
+    return parse_number("threads", threads, 1, MAX_THREADS)
 
 
 def parse_spinning(spinning: bool) -> bool:

@@ -29,7 +29,7 @@ __all__ = ["Utilization", "UtilizationCounter"]
 _WEIGHTS_OF = attrgetter("routing_weights")
 _IS_THERE = partial(is_not, None)
 _CALLS_KEPT = 256
-_ROWS_KEPT = 64  # a larger batch is added up at once: its weights are many bytes, and its call is long
+_BYTES_KEPT = 2**14  # a call with more routing weights is added up at once: it is long anyway
 
 
 class Utilization(NamedTuple):
@@ -88,6 +88,8 @@ class UtilizationCounter:
             if spec is not None:
                 self._experts[task.name] = math.prod(axis for axis in spec.shape[1:] if isinstance(axis, int))
                 self._dtypes[task.name] = np.dtype(spec.dtype)
+        row_bytes = sum(count * self._dtypes[task].itemsize for task, count in self._experts.items())
+        self._rows_kept = _BYTES_KEPT // max(1, row_bytes)
         self._baselines = _baselines(manifest, self._experts)
         self._sums = self._zeros()
         self._seen: deque[tuple[tuple[str, ...], int, bytes]] = deque()
@@ -101,7 +103,7 @@ class UtilizationCounter:
             predictions: what the call answered, before the caller can change it.
             rows: how many rows it had.
         """
-        if rows <= _ROWS_KEPT:
+        if rows <= self._rows_kept:
             seen = self._seen
             weights = filter(_IS_THERE, map(_WEIGHTS_OF, predictions.values()))
             # Arrays are buffers, which numpy's types tell only for newer Pythons; join copies them at once.

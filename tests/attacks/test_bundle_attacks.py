@@ -517,7 +517,7 @@ def test_a_bundle_replaced_while_it_is_loaded(
         return executor
 
     monkeypatch.setattr(predictor, "_open", replaced_meanwhile)
-    with pytest.raises(BundleError, match="replaced while it was being loaded"):
+    with pytest.raises(BundleError, match="replaced since it was opened"):
         te_runtime.load(bundle, threads=1)
 
 

@@ -39,6 +39,7 @@ def large(tiny: ModuleType, tmp_path: Path) -> Large:
 def test_large_files_are_summed_up_while_the_caller_goes_on(large: Large) -> None:
     opened = open_bundle(large.root, wait=False)
     assert opened.pending is not None
+    opened.start_check()
     opened.finish_check()
     assert open_bundle(large.root).pending is None
     assert open_bundle(large.root, check="size", wait=False).pending is None
@@ -47,6 +48,7 @@ def test_large_files_are_summed_up_while_the_caller_goes_on(large: Large) -> Non
 def test_a_changed_byte_found_in_the_background_is_raised(large: Large) -> None:
     large.change_a_byte()
     opened = open_bundle(large.root, wait=False)
+    opened.start_check()
     for _ in range(2):
         with pytest.raises(BundleError, match=r"weights\.bin: sha256 .*: the file was changed"):
             opened.finish_check()
@@ -77,5 +79,7 @@ def test_any_error_on_the_thread_is_raised_by_finish(large: Large, monkeypatch: 
 
     monkeypatch.setattr(bundle_files, "check_sha256", fail)
     entries = open_bundle(large.root, check="size").manifest.files
+    sums = BackgroundSums(str(large.root), entries)
+    sums.start()
     with pytest.raises(MemoryError, match="no room"):
-        BackgroundSums(str(large.root), entries).finish()
+        sums.finish()

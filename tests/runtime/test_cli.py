@@ -212,9 +212,9 @@ def test_run_of_no_rows(bundle: Path, tmp_path: Path) -> None:
         (
             ("--provider", "tensorrt"),
             3,
-            "provider 'tensorrt' is unknown; available: cpu, cuda, auto",
+            "provider: found 'tensorrt', expected 'cpu', 'cuda' or 'auto'",
         ),
-        (("--precision", "int8"), 2, "precision 'int8' is not in this bundle, which has fp32"),
+        (("--precision", "int8"), 2, "precision of this bundle: found 'int8', expected 'fp32'"),
         (("-o", "out.csv"), 2, "ends in .npz"),
         (("--device", "0"), 2, "--device 0 names a GPU, but the provider is cpu: pass --provider cuda"),
     ],

@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from te_runtime import cuda_graphs
 from te_runtime.bundle import open_bundle
 from te_runtime.cuda_graphs import GraphExecutor
 from te_runtime.device_executor import DeviceExecutor
@@ -128,14 +129,41 @@ def test_each_graph_runs_once_and_only_what_is_asked_for(
 ) -> None:
     ran = count_runs(monkeypatch)
     split = on_device(root, "split", KINDS[kind])
+    ran.clear()
     split.run(feeds(root, 4), 4, ["task_1"])
     assert ran == ["fp32/trunk.onnx", "fp32/tail-task_1.onnx"]
     ran.clear()
-    on_device(root, "joint", KINDS[kind]).run(feeds(root, 4), 4, ["task_1", "task_0"])
+    joint = on_device(root, "joint", KINDS[kind])
+    ran.clear()
+    joint.run(feeds(root, 4), 4, ["task_1", "task_0"])
     assert ran == ["fp32/joint.onnx"]
     ran.clear()
     split.run(feeds(root, 0), 0, ["task_1"])
     assert ran == []
+
+
+def test_every_batch_size_is_recorded_while_loading_and_all_runs_share_one_thread(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = count_runs(monkeypatch)
+    threads: set[int] = set()
+    real = np.array
+
+    def array(*arguments: object, **options: object) -> np.ndarray:
+        threads.add(threading.get_ident())
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(cuda_graphs.np, "array", array)  # called once per answer, where the graphs run
+    split = on_device(root, "split", CudaOptions(graph_batch_sizes=(1, 8)))
+    assert ran == 2 * ["fp32/trunk.onnx", "fp32/tail-task_0.onnx", "fp32/tail-task_1.onnx"]
+    callers = [threading.Thread(target=split.run, args=(feeds(root, 8), 8, ["task_0"])) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(ran) == 6 + 3 * 2
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
 
 
 def test_a_graph_that_fails_is_named(root: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +17,7 @@ import numpy as np
 import pytest
 
 import te_runtime
-from te_runtime import ClosedError
+from te_runtime import BundleError, ClosedError
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork, which Linux and macOS have")
 needs_smaps = pytest.mark.skipif(
@@ -77,6 +80,47 @@ print(loaded - before, loaded - after)
 """
 
 
+FORK_WHILE_LOADING = """
+import os, sys, threading, time, warnings
+import te_runtime
+warnings.simplefilter("ignore", DeprecationWarning)
+stop = threading.Event()
+def load_again_and_again():
+    while not stop.is_set():
+        te_runtime.load(sys.argv[1], threads=1).verify()
+threads = [threading.Thread(target=load_again_and_again) for _ in range(2)]
+for thread in threads:
+    thread.start()
+for number in range(15):
+    time.sleep(0.003 * number)
+    pid = os.fork()
+    if pid == 0:
+        te_runtime.load(sys.argv[1], threads=1).verify()
+        os._exit(7)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 7, status
+stop.set()
+for thread in threads:
+    thread.join()
+print("every child loaded")
+"""
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+import te_runtime
+te_runtime.load(sys.argv[1]).close()
+def interrupt():
+    time.sleep(float(sys.argv[2]))
+    os.kill(os.getpid(), signal.SIGINT)
+try:
+    threading.Thread(target=interrupt).start()
+    while True:
+        te_runtime.load(sys.argv[1], threads=1)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
 def run_python(code: str, *arguments: object) -> str:
     """What the code printed. A hang takes its forked children with it, since all of them are one group."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
@@ -97,6 +141,40 @@ def run_python(code: str, *arguments: object) -> str:
 @pytest.mark.parametrize(("mode", "ending"), [("split", "keep"), ("split", "delete"), ("joint", "delete")])
 def test_a_forked_child_is_told_and_can_load_again(pristine: Path, mode: str, ending: str) -> None:
     assert run_python(FORK, pristine, mode, ending) == "parent goes on\n"
+
+
+@needs_fork
+def test_a_fork_waits_for_loads_in_other_threads(pristine: Path) -> None:
+    assert run_python(FORK_WHILE_LOADING, pristine) == "every child loaded\n"
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.011, 0.023, 0.037, 0.052])
+def test_an_interrupt_while_loading_ends_in_keyboard_interrupt(pristine: Path, delay_s: float) -> None:
+    assert run_python(INTERRUPTED, pristine, delay_s) == "interrupted\n"
+
+
+def test_a_model_cannot_be_copied_or_sent(pristine: Path) -> None:
+    with te_runtime.load(pristine) as model:
+        for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match=r"cannot be copied, .*: call te_runtime\.load\(\) again"):
+                attempt(model)
+
+
+def test_verify_refuses_files_that_changed_since(bundle: Path, tmp_path: Path) -> None:
+    model = te_runtime.load(bundle)
+    path = bundle / "golden.npz"
+    kept = path.read_bytes()
+    path.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    with pytest.raises(BundleError, match=r"golden\.npz: sha256 .*the file was changed"):
+        model.verify()
+    path.write_bytes(kept)
+    assert model.verify().ok
+    shutil.copytree(bundle, tmp_path / "other")
+    bundle.rename(tmp_path / "old")
+    (tmp_path / "other").rename(bundle)
+    with pytest.raises(BundleError, match="was replaced since it was opened"):
+        model.verify()
+    model.close()
 
 
 @needs_smaps

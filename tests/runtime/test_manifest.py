@@ -75,6 +75,8 @@ EDITS: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("axis of zero", lambda m: m["inputs"][0].update(shape=["batch", 0]), "out of bounds"),
     ("axis of no name", lambda m: m["inputs"][0].update(shape=["", 6]), "out of bounds"),
     ("dtype", lambda m: m["inputs"][0].update(dtype="float31"), "inputs[0].dtype"),
+    ("utilization of no task", lambda m: m["utilization"][0].update(task="t"), "'t', which is no task"),
+    ("utilization twice", lambda m: m["utilization"].append(dict(m["utilization"][0])), "stands twice"),
     ("golden rows", lambda m: m["golden"]["groups"][0].update(rows=0), "has 0 rows"),
 ]
 EDITS += [

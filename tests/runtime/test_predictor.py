@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import te_runtime
-from te_runtime import BundleError, ClosedError, InputError, Model, ProviderError
+from te_runtime import BundleError, ClosedError, InputError, Model, ProviderError, TeRuntimeError
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,9 @@ def test_nan_stays_in_its_row(model: Model, x: np.ndarray) -> None:
     [
         (["tsk_0"], "unknown task 'tsk_0': did you mean 'task_0'? The tasks are task_0, task_1"),
         (["zebra"], "unknown task 'zebra': The tasks are task_0, task_1"),
-        ([0], "unknown task 0"),
+        ([0], "found 0 among them"),
+        (5, "tasks: found 5, expected a list of names"),
+        (np.array([["task_0"]]), "among them, expected names: task_0, task_1"),
         (["task_0", "task_0"], "task 'task_0' is asked for twice"),
         ([], "tasks is empty"),
         ("task_0", "got the text 'task_0', expected a list of names: pass ['task_0']"),
@@ -148,10 +151,51 @@ def test_threads_may_share_a_model(model: Model, x: np.ndarray) -> None:
         np.testing.assert_array_equal(found, alone[number % 9])
 
 
+ARRAY = np.array(["split", "joint"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "values", "expected"),
+    [
+        ("mode", ("fast", 5, ARRAY), "'joint', 'split' or 'task'"),
+        ("provider", ("tpu", 5, None, ARRAY), "'cpu', 'cuda' or 'auto'"),
+        ("precision", ("fp16", 5, ARRAY), "'fp32'"),
+        ("check", ("never", None, ARRAY), "'full' or 'size'"),
+        ("on_nonfinite", ("no", None, ARRAY), "'pass' or 'error'"),
+        ("threads", (0, 2.0, "2", True, 10**9), "a whole number from 1 to 1024"),
+        ("max_batch", (0, 2.0, "2", True), "a whole number from 1"),
+        ("spinning", (1, "yes", None), "True or False"),
+    ],
+)
+def test_arguments_of_load_say_what_was_found_and_expected(
+    pristine: Path, argument: str, values: tuple[object, ...], expected: str
+) -> None:
+    for value in values:
+        with pytest.raises(TeRuntimeError) as caught:
+            te_runtime.load(pristine, **{argument: value})
+        assert str(caught.value).startswith(argument)
+        assert f"found {value!r:.80}, expected {expected}" in str(caught.value)
+
+
+def test_any_integer_will_do(pristine: Path) -> None:
+    with te_runtime.load(pristine, threads=np.int64(1), max_batch=np.uint8(2)) as model:
+        assert model.predict(np.zeros((5, 6)))["task_0"].output.shape == (5, 2)
+
+
+def test_paths_of_any_kind(pristine: Path) -> None:
+    for path in (pristine, str(pristine), os.fsencode(pristine)):
+        te_runtime.load(path).close()
+    for wrong in (None, 5, 3.0, [str(pristine)]):
+        with pytest.raises(InputError, match="expected text or a path: the bundle"):
+            te_runtime.load(wrong)
+    with pytest.raises(BundleError, match="`~` is not expanded"):
+        te_runtime.load("~/nothing-there")
+
+
 def test_wrong_arguments_of_load(pristine: Path, tmp_path: Path) -> None:
-    with pytest.raises(ProviderError, match="available: cpu"):
+    with pytest.raises(ProviderError, match="expected 'cpu', 'cuda' or 'auto'"):
         te_runtime.load(pristine, provider="tpu")
-    with pytest.raises(InputError, match="precision 'fp16' is not in this bundle, which has fp32"):
+    with pytest.raises(InputError, match="precision of this bundle: found 'fp16', expected 'fp32'"):
         te_runtime.load(pristine, precision="fp16")
     with pytest.raises(InputError, match="threads"):
         te_runtime.load(pristine, threads=0)

@@ -75,7 +75,7 @@ def test_what_a_caller_does_to_an_answer_does_not_count(bundle: Path) -> None:
         assert sum(model.utilization()["task_0"].mean) == pytest.approx(1, rel=1e-6)
 
 
-@pytest.mark.parametrize("rows", [2, 100])
+@pytest.mark.parametrize("rows", [2, 100, 2000])
 def test_rows_that_are_not_finite_are_left_out(bundle: Path, rows: int) -> None:
     x = rows_of(rows)
     x[0] = np.nan
