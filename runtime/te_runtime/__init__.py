@@ -10,9 +10,11 @@ Importing the package loads neither numpy nor onnxruntime; the first use of `loa
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 from te_runtime.errors import BundleError, ClosedError, InputError, ProviderError, TeRuntimeError
+from te_runtime.forking import holding_back_forks
 
 if TYPE_CHECKING:
     from te_runtime.plan import Mode, Plan
@@ -53,9 +55,5 @@ _MODULES = {
 def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    from te_runtime.forking import holding_back_forks
-
     with holding_back_forks():  # a child would wait for the import of a thread that it does not have
         return getattr(importlib.import_module(_MODULES[name]), name)

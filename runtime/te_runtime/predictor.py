@@ -234,11 +234,11 @@ class Model:
             ClosedError: the model was closed, or loaded before a fork.
             BundleError: the golden rows or a graph cannot be used, or the files changed since they were loaded.
         """
-        from te_runtime.golden import verify  # here, since reading .npz files takes 20 ms to import
-
         split = self._open_executor()
         self._bundle.require_unchanged()
         with holding_back_forks():
+            from te_runtime.golden import verify  # here, since reading .npz files takes 20 ms to import
+
             if self._plan.mode != "split":
                 split = _open(self._bundle, self._variant, "split", self._settings)
             return verify(
