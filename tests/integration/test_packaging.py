@@ -176,7 +176,7 @@ def test_the_root_wheel_holds_both_packages_both_commands_and_the_license(root_w
         "te_export.cli:main",
         "te-runtime",
         "=",
-        "te_runtime.cli:main",
+        "te_runtime.entry:main",
     ]
     for package, source in (("te_export", ROOT), ("te_runtime", ROOT / "runtime")):
         expected = {path.relative_to(source).as_posix() for path in (source / package).rglob("*.py")}
