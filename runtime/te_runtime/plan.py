@@ -4,9 +4,9 @@ Measured on R (784 inputs, 8 experts, 5 tasks, fp32, one thread, onnxruntime 1.3
 one session on the joint graph in the same run; scripts/benchmark_runtime.py measures them again:
 
     mode    memory   all five tasks, B = 1 / 8 / 64   one task, B = 1 / 8 / 64, over its task graph alone
-    joint     1.00       1.00 / 1.00 / 1.00               1.5 / 1.5 / 1.2  (computes every task)
-    split     1.03       1.18 / 1.06 / 1.01               1.03 / 1.04 / 1.00
-    task      4.2        3.4 / 3.3 / 3.9                  1.00
+    joint     1.00       1.00 / 1.00 / 1.00               1.5 / 1.3 / 1.2  (computes every task)
+    split     1.05       1.20 / 1.08 / 1.05               0.99 / 0.96 / 1.01
+    task      3.8        3 to 4 times                     1.00
 
 A session packs its weights for itself, so opening the joint graph beside the trunk takes twice the memory,
 and leaving the packing out (mapped weights, which sessions share) makes B = 1 1.4 to 2 times slower. One
