@@ -141,10 +141,9 @@ def open_bundle(path: str | os.PathLike[str], *, check: Check = "full", wait: bo
 
 
 def _parse_path(path: object) -> str:
-    try:
-        return os.fsdecode(path)  # type: ignore[arg-type]
-    except TypeError as error:
-        raise InputError(f"path: found {path!r:.80}, expected text or a path: the bundle's folder") from error
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise InputError(f"path: found {path!r:.80}, expected text or a path: the bundle's folder")
+    return os.fsdecode(path)
 
 
 def _may_wait(entry: FileEntry) -> bool:

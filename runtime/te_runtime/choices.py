@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import SupportsIndex, TypeVar
 
 from te_runtime.errors import InputError, TeRuntimeError
 
@@ -41,10 +41,16 @@ def parse_number(what: str, value: object, lowest: int, highest: int | None = No
         InputError: it is another thing or out of bounds.
     """
     bounds = f"a whole number from {lowest}" + ("" if highest is None else f" to {highest}")
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = None
+    number = _whole_number(value)
     if number is None or number < lowest or (highest is not None and number > highest):
         raise InputError(f"{what}: found {value!r:.80}, expected {bounds}")
     return number
+
+
+def _whole_number(value: object) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:  # an array of several numbers has __index__ too
+        return None

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from te_export.rewrite.batching_policy import worth_batching
 from te_export.rewrite.edit import Edit, joined_name
-from te_export.rewrite.linear import Linear, activation_key, only_reader, read_linear, tensor_of
+from te_export.rewrite.linear import Linear, activated, activation_key, only_reader, read_linear, tensor_of
 from te_export.rewrite.log import Applied, Declined, Findings
 from te_export.rewrite.pieces import Pieces, as_cube, read_split
 from te_export.rewrite.served_outputs import served_outputs
@@ -116,7 +116,7 @@ def _rewrite(graph: ir.Graph, batch: _Batch, *, turn: bool) -> dict[str, tuple[s
     activation = only_reader(ends[0]) if None not in keys and len(keys) == 1 else None
     if activation is not None:
         total = edit.like(activation, total, name=f"{name}.activation")
-        ends = [only_reader(end).outputs[0] for end in ends]  # type: ignore[union-attr]
+        ends = [activated(end) for end in ends]
     back = [1, 0, 2] if right else [2, 0, 1]
     cube = edit.add("Transpose", [total], (rows, count, width), name=f"{name}.turn", perm=back)
     size = edit.integers([-1, count * width], name=f"{name}.shape")

@@ -133,8 +133,13 @@ def axes_of(value: ir.Value | None) -> Axes | None:
     """The shape of a value, with the name of a symbolic axis; None where an axis is not known."""
     if value is None or value.shape is None:
         return None
-    axes = tuple(axis if isinstance(axis, int) else axis.value for axis in value.shape)
-    return None if None in axes else axes  # type: ignore[return-value]
+    axes: list[int | str] = []
+    for axis in value.shape:
+        known = axis if isinstance(axis, int) else axis.value
+        if known is None:
+            return None
+        axes.append(known)
+    return tuple(axes)
 
 
 def joined_name(names: Sequence[str]) -> str:

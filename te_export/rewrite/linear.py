@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from te_export.capture.tidy import BATCH
 from te_export.rewrite.edit import Axes, axes_of
 
-__all__ = ["ACTIVATIONS", "Linear", "activation_key", "only_reader", "read_linear", "tensor_of"]
+__all__ = ["ACTIVATIONS", "Linear", "activated", "activation_key", "only_reader", "read_linear", "tensor_of"]
 
 ACTIVATIONS = frozenset(
     {"Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh"}
@@ -89,6 +89,13 @@ def only_reader(value: ir.Value) -> ir.Node | None:
     """The one node that reads `value`, at one place; None if there are others or it leaves the graph."""
     uses = tuple(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+def activated(value: ir.Value) -> ir.Value:
+    """What the one activation that reads `value` gives; activation_key has found that there is one."""
+    reader = only_reader(value)
+    assert reader is not None
+    return reader.outputs[0]
 
 
 def activation_key(value: ir.Value) -> tuple[str, ...] | None:

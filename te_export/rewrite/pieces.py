@@ -42,19 +42,15 @@ def read_split(node: ir.Node | None) -> Pieces | None:
         return None
     whole = node.inputs[0]
     axis = node.attributes.get("axis")
-    axes = [axes_of(value) for value in (whole, *node.outputs)]
-    if (
-        axis is None
-        or axis.as_int() not in (1, -1)
-        or any(found is None or len(found) != 2 for found in axes)
-    ):
+    axes = [found for value in (whole, *node.outputs) if (found := axes_of(value)) and len(found) == 2]
+    if axis is None or axis.as_int() not in (1, -1) or len(axes) != 1 + len(node.outputs):
         return None
-    batch, total = axes[0] or ()
-    widths = {(found or ())[1] for found in axes[1:]}
-    if len(widths) != 1 or total != sum((found or ())[1] for found in axes[1:]):  # type: ignore[misc]
+    batch, total = axes[0]
+    width = axes[1][1]
+    if not isinstance(width, int) or total != width * len(node.outputs):
         return None
-    width = widths.pop()
-    assert isinstance(width, int)  # pieces add up to it
+    if any(found[1] != width for found in axes[1:]):
+        return None
     return Pieces(whole, tuple(node.outputs), batch, width)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from te_export.rewrite.edit import Edit, joined_name
-from te_export.rewrite.linear import Linear, activation_key, only_reader, read_linear, tensor_of
+from te_export.rewrite.linear import Linear, activated, activation_key, only_reader, read_linear, tensor_of
 from te_export.rewrite.log import Applied, Declined, Findings
 from te_export.rewrite.served_outputs import served_outputs
 from te_export.rewrite.stack import Part, stack_tensors
@@ -97,7 +97,7 @@ def _rewrite(graph: ir.Graph, layers: list[Linear]) -> str:
     activation = only_reader(ends[0]) if activation_key(ends[0]) is not None else None
     if activation is not None:
         stacked = edit.like(activation, stacked, name=f"{name}.activation")
-        ends = [only_reader(end).outputs[0] for end in ends]  # type: ignore[union-attr]
+        ends = [activated(end) for end in ends]
     pieces = edit.split(stacked, [layer.width_out for layer in layers], batch=batch, name=f"{name}.split")
     for end, piece in zip(ends, pieces, strict=True):
         edit.replace(end, piece)

@@ -111,10 +111,11 @@ def _sizes(value: ir.Value | None) -> Sizes | None:
     """The shape, with None for a symbolic axis; None where it is not known."""
     if value is None:
         return None
-    shape = value.shape
-    if shape is None and value.const_value is not None:
-        shape = value.const_value.shape  # type: ignore[assignment]
-    return None if shape is None else [axis if isinstance(axis, int) else None for axis in shape]
+    if value.shape is not None:
+        return [axis if isinstance(axis, int) else None for axis in value.shape]
+    if value.const_value is not None:
+        return [axis if isinstance(axis, int) else None for axis in value.const_value.shape]
+    return None
 
 
 def _normal(value: ir.Value, region: Region) -> Region:

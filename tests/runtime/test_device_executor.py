@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -92,21 +93,13 @@ def test_threads_may_share_it(root: Path, kind: str) -> None:
     device, reference = on_device(root, "split", KINDS[kind]), plain(root, "split")
     tasks = ["task_0", "task_1"]
     expected = {seed: reference.run(feeds(root, 1 + seed, seed), 1 + seed, tasks) for seed in range(4)}
-    failures: list[BaseException] = []
 
     def work(seed: int) -> None:
-        try:
-            for _ in range(50):
-                assert_equal(device.run(feeds(root, 1 + seed, seed), 1 + seed, tasks), expected[seed])
-        except BaseException as error:  # noqa: BLE001 - handed to the test's own thread
-            failures.append(error)
+        for _ in range(50):
+            assert_equal(device.run(feeds(root, 1 + seed, seed), 1 + seed, tasks), expected[seed])
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in expected]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures, failures[0]
+    with ThreadPoolExecutor(len(expected)) as pool:
+        list(pool.map(work, expected))  # raises what a thread raised
 
 
 def count_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:

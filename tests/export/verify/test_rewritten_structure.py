@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import onnx_ir as ir
@@ -52,26 +52,26 @@ def stacks(graph: ir.Graph, part: str) -> list[ir.Value]:
     ]
 
 
-def swap_parts(value: ir.Value) -> None:
-    """The first two layers of a stack change places."""
+def rearrange(value: ir.Value, order: Sequence[int]) -> None:
+    """The first layers of a stack become those that stood at the places of `order`."""
     tensor = value.const_value
     stack = stack_of(tensor)
     assert stack is not None
     assert tensor is not None
-    first, second, *rest = stack.parts
-    swapped = Stack((second, first, *rest), stack.axes)
-    value.const_value = ir.Tensor(swapped, tensor.dtype, shape=ir.Shape(stack.axes), name=value.name)
+    parts = (*(stack.parts[place] for place in order), *stack.parts[len(order) :])
+    value.const_value = ir.Tensor(
+        Stack(parts, stack.axes), tensor.dtype, shape=ir.Shape(stack.axes), name=value.name
+    )
+
+
+def swap_parts(value: ir.Value) -> None:
+    """The first two layers of a stack change places."""
+    rearrange(value, (1, 0))
 
 
 def repeat_part(value: ir.Value) -> None:
     """The first layer of a stack takes the place of the second."""
-    tensor = value.const_value
-    stack = stack_of(tensor)
-    assert stack is not None
-    assert tensor is not None
-    first, _, *rest = stack.parts
-    repeated = Stack((first, first, *rest), stack.axes)
-    value.const_value = ir.Tensor(repeated, tensor.dtype, shape=ir.Shape(stack.axes), name=value.name)
+    rearrange(value, (0, 0))
 
 
 def node(graph: ir.Graph, name: str) -> ir.Node:
