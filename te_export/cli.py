@@ -24,11 +24,13 @@ from te_export.options import ExportOptions, ExportResult, OptimizeLevel, Precis
 from te_export.progress import Progress, SilentProgress
 from te_export.version import VERSION
 from te_runtime.errors import TeRuntimeError
+from te_runtime.interrupts import was_interrupted
 
 __all__ = ["command", "main"]
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
+_INTERRUPTED_MESSAGE = "interrupted; the output folder is as it was, or already holds the whole new bundle"
 _CANNOT_PRINT = 74
 _INTERNAL_ERROR = 70
 _PRECISIONS: tuple[Precision, ...] = ("fp32",)
@@ -262,9 +264,10 @@ def main() -> None:
         usage = f"{context.get_usage()}\nTry 'te-export --help' for help.\n" if context is not None else ""
         _fail(error.format_message(), error, error.exit_code, arguments, before=usage)
     except (click.Abort, KeyboardInterrupt) as error:
-        message = "interrupted; the output folder is as it was, or already holds the whole new bundle"
-        _fail(message, error, _INTERRUPTED, arguments)
+        _fail(_INTERRUPTED_MESSAGE, error, _INTERRUPTED, arguments)
     except Exception as error:  # noqa: BLE001 - the outermost frame: whatever is left is a defect of ours
+        if was_interrupted(error):
+            _fail(_INTERRUPTED_MESSAGE, error, _INTERRUPTED, arguments)
         message = f"internal error, {type(error).__name__}: {error}. Please report it with what -v prints."
         _fail(message, error, _INTERNAL_ERROR, arguments)
     else:

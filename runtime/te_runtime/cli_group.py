@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from te_runtime.errors import TeRuntimeError
+from te_runtime.interrupts import was_interrupted
 
 if TYPE_CHECKING:
     from te_runtime.describe import Json
@@ -111,7 +112,7 @@ def _explain(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, click.ClickException):
         return error.format_message(), error.exit_code
-    if isinstance(error, click.Abort):  # what click makes of KeyboardInterrupt
+    if isinstance(error, click.Abort) or was_interrupted(error):  # click makes Abort of KeyboardInterrupt
         return "interrupted; no file was left half written", _INTERRUPTED
     told = f"internal error, {type(error).__name__}: {error}. Please report it with what -v prints."
     return told, _INTERNAL_ERROR

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import ModuleType
 
 from te_runtime.errors import ProviderError
+from te_runtime.interrupts import was_interrupted
 
 __all__ = ["import_onnxruntime", "installed_onnxruntimes", "onnxruntime_errors"]
 
@@ -66,7 +67,7 @@ def import_onnxruntime(
             ) from error
         raise ProviderError(f"onnxruntime is not installed. {_INSTALL}") from error
     except (ImportError, OSError) as error:
-        if _was_interrupted(error):
+        if was_interrupted(error):
             raise KeyboardInterrupt from error
         raise ProviderError(
             f"onnxruntime is installed but does not load: {error}. "
@@ -85,12 +86,3 @@ def onnxruntime_errors(ort: ModuleType) -> tuple[type[Exception], ...]:
     state = vars(ort.capi.onnxruntime_pybind11_state)
     own = [value for value in state.values() if isinstance(value, type) and issubclass(value, Exception)]
     return (*own, RuntimeError, ValueError, MemoryError)
-
-
-def _was_interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error: a C module that it hits while it loads makes an ImportError of it."""
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
