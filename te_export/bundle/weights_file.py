@@ -38,7 +38,9 @@ class WeightsLayout:
 
 
 def plan_weights(graphs: Sequence[ir.Graph]) -> WeightsLayout:
-    """Lay out the float initializers of all graphs, each name once; those of the first graph come first.
+    """Lay out the initializers of all graphs, each name once; those of the first graph come first.
+
+    int64 ones, which are shapes, stay in the graphs.
 
     A tensor of a page or more begins at a multiple of 4096 bytes, so that it can be mapped; a smaller one
     at a multiple of 64. The parts of a stack follow one another without gaps.
@@ -47,7 +49,7 @@ def plan_weights(graphs: Sequence[ir.Graph]) -> WeightsLayout:
     written: list[tuple[int, ir.TensorProtocol]] = []
     end = 0
     for name, tensor in _tensors(graphs):
-        if tensor.nbytes < SMALL_BYTES or tensor.dtype.is_integer() or name in places:
+        if tensor.nbytes < SMALL_BYTES or tensor.dtype == ir.DataType.INT64 or name in places:
             continue
         alignment = PAGE_BYTES if tensor.nbytes >= PAGE_BYTES else SMALL_ALIGNMENT
         offset = -(-end // alignment) * alignment

@@ -28,10 +28,12 @@ class Edit:
         axes: Axes,
         *,
         name: str,
+        domain: str = "",
+        dtype: ir.DataType = ir.DataType.FLOAT,
         **attributes: int | list[int],
     ) -> ir.Value:
-        """Add a node of one float output of shape `axes`."""
-        (value,) = self.add_many(op_type, inputs, [axes], name=name, **attributes)
+        """Add a node of one output of shape `axes`."""
+        (value,) = self.add_many(op_type, inputs, [axes], name=name, domain=domain, dtype=dtype, **attributes)
         return value
 
     def add_many(
@@ -41,11 +43,13 @@ class Edit:
         shapes: Sequence[Axes],
         *,
         name: str,
+        domain: str = "",
+        dtype: ir.DataType = ir.DataType.FLOAT,
         **attributes: int | list[int],
     ) -> list[ir.Value]:
-        """Add a node with one float output for each of `shapes`."""
+        """Add a node with one output of `dtype` for each of `shapes`."""
         node = ir.Node(
-            "",
+            domain,
             op_type,
             inputs,
             attributes=ir.convenience.convert_attributes(attributes),
@@ -55,7 +59,7 @@ class Edit:
         for index, (value, axes) in enumerate(zip(node.outputs, shapes, strict=True)):
             value.name = self._unique(f"{name}.out" if len(shapes) == 1 else f"{name}.{index}")
             value.shape = ir.Shape(axes)
-            value.type = ir.TensorType(ir.DataType.FLOAT)
+            value.type = ir.TensorType(dtype)
         self._graph.append(node)
         return list(node.outputs)
 

@@ -13,14 +13,14 @@ __all__ = ["measure_cost"]
 
 
 def measure_cost(graph: ir.Graph) -> GraphCost:
-    """Nodes by operator, multiply-adds of one row, and bytes of the float initializers."""
+    """Nodes by operator, multiply-adds of one row, and bytes of the weights."""
     counts = Counter(node.op_type for node in graph)
     tensors = [value.const_value for value in graph.initializers.values()]
     return GraphCost(
         nodes=dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
         multiply_adds=sum(_multiply_adds(node) for node in graph),
         weight_bytes=sum(
-            tensor.nbytes for tensor in tensors if tensor is not None and not tensor.dtype.is_integer()
+            tensor.nbytes for tensor in tensors if tensor is not None and tensor.dtype != ir.DataType.INT64
         ),
     )
 
