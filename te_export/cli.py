@@ -15,7 +15,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import click
 
@@ -33,7 +33,8 @@ _BROKEN_PIPE = 141
 _INTERRUPTED_MESSAGE = "interrupted; the output folder is as it was, or already holds the whole new bundle"
 _CANNOT_PRINT = 74
 _INTERNAL_ERROR = 70
-_PRECISIONS: tuple[Precision, ...] = ("fp32",)
+_GATE_FAILED = 1
+_PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _OPTIMIZE_LEVELS: tuple[OptimizeLevel, ...] = get_args(OptimizeLevel)
 _PROVIDERS: tuple[TargetProvider, ...] = get_args(TargetProvider)
 
@@ -72,7 +73,7 @@ class _PrecisionList(_CommaList):
 @click.command(
     "te-export",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="\b\nExit codes:\n  0  done\n  1  a check failed (parity, structure); nothing was written\n"
+    epilog="\b\nExit codes:\n  0  done\n  1  a check failed: nothing was written, or a variant was left out (accuracy)\n"
     "  2  wrong usage or a bad input file; nothing was written\n  3  a package or library is missing\n"
     "  70 a defect of te-export, please report it\n  130 interrupted",
 )
@@ -95,7 +96,22 @@ class _PrecisionList(_CommaList):
     metavar="LIST",
     default="fp32",
     show_default=True,
-    help="Variants to build.",
+    help="Variants to build: fp32, int8, int4, fp16. fp32 is built in any case.",
+)
+@click.option(
+    "--calibration-data",
+    type=click.Path(path_type=Path),
+    metavar="F.npz",
+    help="Real inputs (and labels.<task>): int8 takes ranges from half of the rows, every variant is judged on "
+    "the other half.",
+)
+@click.option(
+    "--max-accuracy-drop",
+    type=click.FloatRange(min=0, max=100),
+    metavar="POINTS",
+    default=0.5,
+    show_default=True,
+    help="What a task may lose in a variant; layers stay in float32 until it fits.",
 )
 @click.option(
     "--opset",
@@ -150,6 +166,8 @@ def command(
     tasks: tuple[str, ...],
     task_names: tuple[str, ...] | None,
     precisions: tuple[Precision, ...],
+    calibration_data: Path | None,
+    max_accuracy_drop: float,
     opset: int | None,
     standalone: bool,
     optimize: OptimizeLevel,
@@ -162,7 +180,7 @@ def command(
     as_json: bool,
     verbose: bool,
     quiet: bool,
-) -> str:
+) -> _Outcome:
     """Turn a trained multi-task mixture-of-experts CHECKPOINT (.pt, .pth, .safetensors) into a verified
     ONNX bundle.
 
@@ -174,11 +192,14 @@ def command(
     Examples:
       te-export model.pt
       te-export model.pt -o out --task-names click,buy --force
+      te-export model.pt --precision fp32,int8 --calibration-data rows.npz
     """
     options = ExportOptions(
         tasks=tasks or None,
         task_names=task_names,
         precisions=precisions,
+        calibration_data=calibration_data,
+        max_accuracy_drop=max_accuracy_drop,
         opset=opset,
         standalone=standalone,
         optimize=optimize,
@@ -191,15 +212,23 @@ def command(
     )
     progress: Progress = SilentProgress() if quiet else _StepLines()
     result = _run(checkpoint, output, options, progress)
+    left_out = tuple(failed.reason for failed in result.failed_variants)
     if as_json:
         from te_export.report.machine import result_object
 
-        return json.dumps(result_object(result), allow_nan=False)
+        return _Outcome(json.dumps(result_object(result), allow_nan=False), left_out)
     if quiet:
-        return ""
+        return _Outcome("", left_out)
     from te_export.report.terminal import result_lines
 
-    return "\n".join(result_lines(result, verbose=verbose))
+    return _Outcome("\n".join(result_lines(result, verbose=verbose)), left_out)
+
+
+class _Outcome(NamedTuple):
+    """What to print of an export that is done, and why variants of it were left out."""
+
+    text: str
+    left_out: tuple[str, ...]
 
 
 class _StepLines:
@@ -256,7 +285,7 @@ def main() -> None:
             signal.signal(getattr(signal, name), _interrupt)
     arguments = sys.argv[1:]
     try:
-        text = command.main(args=arguments, prog_name="te-export", standalone_mode=False)
+        outcome = command.main(args=arguments, prog_name="te-export", standalone_mode=False)
     except (TeExportError, TeRuntimeError) as error:
         _fail(str(error), error, error.exit_code, arguments)
     except click.ClickException as error:
@@ -271,7 +300,12 @@ def main() -> None:
         message = f"internal error, {type(error).__name__}: {error}. Please report it with what -v prints."
         _fail(message, error, _INTERNAL_ERROR, arguments)
     else:
-        sys.exit(_print(text if isinstance(text, str) else ""))
+        if not isinstance(outcome, _Outcome):  # --help and --version
+            sys.exit(_print(""))
+        printed = _print(outcome.text)
+        for reason in outcome.left_out:
+            click.echo(f"error: {reason}", err=True)
+        sys.exit(printed or (_GATE_FAILED if outcome.left_out else 0))
 
 
 def _print(text: str) -> int:

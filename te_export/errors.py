@@ -8,7 +8,8 @@ TeExportError
 ├── GateError                 what was built did not pass a check, so nothing is published (exit 1)
 │   ├── CaptureError          torch could not be captured as one graph with a symbolic batch axis
 │   ├── StructureError        a gate, an expert or a fusion is missing from a graph
-│   └── ParityError           a graph's numbers differ from the oracle's by more than the bound
+│   ├── ParityError           a graph's numbers differ from the oracle's by more than the bound
+│   └── AccuracyError         a variant cannot be built within what its tasks may lose
 └── DependencyError           a package or library is missing or too old (exit 3)
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "AccuracyError",
     "CaptureError",
     "CheckpointError",
     "DependencyError",
@@ -68,6 +70,10 @@ class StructureError(GateError):
 
 class ParityError(GateError):
     """A graph's outputs are further from the float64 oracle than the bound allows."""
+
+
+class AccuracyError(GateError):
+    """A precision variant loses more than its budget on some task, or nothing in it could be converted."""
 
 
 class DependencyError(TeExportError):

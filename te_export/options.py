@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 from te_export.errors import UsageError
 from te_export.rewrite.log import RewriteLog
-from te_runtime.manifest import Manifest, OptimizeLevel, TargetProvider
+from te_runtime.manifest import FormName, Manifest, OptimizeLevel, Precision, TargetProvider
 
-__all__ = ["ExportOptions", "ExportResult", "OptimizeLevel", "Precision", "TargetProvider"]
+if TYPE_CHECKING:
+    from te_export.precision.latency import LatencyRatio
 
-Precision = Literal["fp32"]
+__all__ = [
+    "ExportOptions",
+    "ExportResult",
+    "FailedVariant",
+    "OptimizeLevel",
+    "Precision",
+    "TargetProvider",
+    "VariantSummary",
+]
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,11 @@ class ExportOptions:
         tasks: names of the tasks to export, in this order; None exports all, in the checkpoint's order.
         task_names: a name for every task of the checkpoint; None takes the names in the file, else task_0,
             task_1, …
-        precisions: the variants to build.
+        precisions: the variants to build; fp32 is built whether named or not, and the others are judged
+            against it.
+        calibration_data: an .npz file of real inputs, and labels if there are any, to take int8 ranges from
+            and to judge variants on.
+        max_accuracy_drop: percentage points that a task may lose in a variant, where there is data to tell.
         opset: ONNX opset of every graph; None takes the newest that the installed onnxruntime runs.
         standalone: also write each task graph as one file with its weights inside.
         optimize: "exact" rewrites the graphs into cheaper ones of the same function; "none" writes them as
@@ -43,6 +58,8 @@ class ExportOptions:
     tasks: tuple[str, ...] | None = None
     task_names: tuple[str, ...] | None = None
     precisions: tuple[Precision, ...] = ("fp32",)
+    calibration_data: Path | None = None
+    max_accuracy_drop: float = 0.5
     opset: int | None = None
     standalone: bool = False
     optimize: OptimizeLevel = "exact"
@@ -65,9 +82,49 @@ class ExportOptions:
         ):
             if asked not in known:
                 raise UsageError(f"{option}: got {asked!r:.40}, expected one of {', '.join(known)}")
-        unknown = [precision for precision in self.precisions if precision != "fp32"]
-        if unknown or not self.precisions:
-            raise UsageError(f"precisions {self.precisions!r}: this release builds 'fp32', and at least that")
+        known_precisions = get_args(Precision)
+        if not all(name in known_precisions for name in self.precisions):
+            raise UsageError(
+                f"precisions {self.precisions!r:.80}: expected a tuple of {', '.join(known_precisions)}"
+            )
+        drop = self.max_accuracy_drop
+        if not (isinstance(drop, int | float) and math.isfinite(drop) and 0 <= drop <= 100):
+            raise UsageError(f"max_accuracy_drop: got {drop!r:.40}, expected percentage points from 0 to 100")
+        if self.calibration_data is not None and not self.lower_precisions:
+            raise UsageError(
+                "calibration data is for variants of lower precision, and none is asked for. "
+                "Add --precision fp32,int8, or leave --calibration-data out."
+            )
+
+    @property
+    def lower_precisions(self) -> tuple[Precision, ...]:
+        """The variants beside fp32, each once, in the order asked for."""
+        return tuple(dict.fromkeys(name for name in self.precisions if name != "fp32"))
+
+
+@dataclass(frozen=True)
+class VariantSummary:
+    """What building a variant of lower precision found, beside what the manifest keeps.
+
+    Attributes:
+        size_bytes: of its folder in the bundle.
+        converted: weights that were converted.
+        latencies: of all tasks over fp32, on this machine's CPU in one thread, for each form that was tried.
+    """
+
+    precision: Precision
+    form: FormName
+    size_bytes: int
+    converted: tuple[str, ...]
+    latencies: Mapping[FormName, tuple[LatencyRatio, ...]]
+
+
+@dataclass(frozen=True)
+class FailedVariant:
+    """A variant that was asked for and is not in the bundle, and why."""
+
+    precision: Precision
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -84,6 +141,9 @@ class ExportResult:
         size_bytes: of the whole bundle.
         step_seconds: wall time of each step, in order.
         rewrites: what was rewritten, what was left and why, and what the graphs cost before and after.
+        variants: the variants of lower precision that were built.
+        failed_variants: those that could not be built within what a task may lose; the bundle is published
+            without them.
     """
 
     bundle: Path
@@ -94,3 +154,5 @@ class ExportResult:
     size_bytes: int
     step_seconds: tuple[tuple[str, float], ...]
     rewrites: RewriteLog
+    variants: tuple[VariantSummary, ...] = ()
+    failed_variants: tuple[FailedVariant, ...] = ()

@@ -2,7 +2,7 @@
 modules they come from.
 
     checkpoint → model → capture → rewrite → partition → rewrite → structure → references → staged files →
-    parity → manifest → published bundle
+    parity → further precisions → manifest → published bundle
 
 Parity is checked on the staged files themselves, opened the way te_runtime opens them, after the torch
 model has been let go: what was verified is what is shipped, and memory never holds both.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from te_export.add_variants import AddedVariants, add_variants
 from te_export.bundle.golden import GOLDEN_NAME, golden_file
 from te_export.bundle.manifest_writer import build_manifest, build_variant, model_info
 from te_export.bundle.staged_graphs import StagedGraphs
@@ -28,7 +29,10 @@ from te_export.checkpoint import read_checkpoint
 from te_export.models.exportable import ExportableModel
 from te_export.models.task_expert_checkpoint import load_task_expert
 from te_export.options import ExportOptions, ExportResult
-from te_export.partition import partition
+from te_export.partition import GraphSet, partition
+from te_export.precision.accuracy import evaluate_oracle
+from te_export.precision.calibration_data import CalibrationData, read_calibration_data
+from te_export.precision.evaluation import Evaluation, probe_evaluation
 from te_export.progress import Progress, SilentProgress, Steps
 from te_export.report.markdown import REPORT_NAME, render_report
 from te_export.rewrite.log import RewriteLog
@@ -54,8 +58,11 @@ __all__ = ["default_output", "export"]
 
 @dataclass(frozen=True)
 class _Written:
-    """What is kept once the graphs are staged: files, figures and reference outputs, but no torch model and
-    no weights.
+    """What is kept once the graphs are staged: files, figures and reference outputs, but no torch model.
+
+    Attributes:
+        lower: what variants of lower precision are made from; None where none is asked for, so that no
+            weights are held.
     """
 
     info: ModelInfo
@@ -63,6 +70,13 @@ class _Written:
     graphs: StagedGraphs
     references: References
     rewrites: RewriteLog
+    lower: _LowerPrecision | None
+
+
+@dataclass(frozen=True)
+class _LowerPrecision:
+    graphs: GraphSet
+    evaluation: Evaluation
 
 
 def default_output(checkpoint: Path) -> Path:
@@ -112,8 +126,9 @@ def export(
             step.detail = (
                 f"{len(written.references.rows)} rows through every graph at batch sizes 1, 2, 7 and 64"
             )
+        added = _add_lower_precisions(staged, written, options, steps)
         with steps.step("publish") as step:
-            manifest = _write_manifest(staged, written, parity, opset=opset, options=options)
+            manifest = _write_manifest(staged, written, parity, added, opset=opset, options=options)
             if not options.dry_run:
                 staged.publish()
             step.detail = "nothing (dry run)" if options.dry_run else str(target)
@@ -122,10 +137,12 @@ def export(
         published=not options.dry_run,
         manifest=manifest,
         task_size_bytes=dict(written.graphs.task_size_bytes),
-        notes=(*notes, *written.notes),
+        notes=(*notes, *written.notes, *added.notes),
         size_bytes=sum(entry.size_bytes for entry in staged.files),
         step_seconds=steps.seconds,
         rewrites=written.rewrites,
+        variants=added.summaries,
+        failed_variants=added.failed,
     )
 
 
@@ -145,6 +162,7 @@ def _write_graphs(
 ) -> _Written:
     with steps.step("read") as step:
         model, sha256 = _load(source, options)
+        data = _read_data(model, options)
         step.detail = f"{model.family}: {model.num_experts} experts, {len(model.tasks)} tasks"
     with steps.step("capture") as step:
         captured = capture(model, opset)
@@ -166,6 +184,7 @@ def _write_graphs(
         )
     with steps.step("reference") as step, reference_threads(model.parameter_bytes):
         references = evaluate_references(model, make_probe_rows(model))
+        evaluation = probe_evaluation(references) if data is None else _evaluate(model, data, options)
         step.detail = f"{len(references.rows)} rows through torch in float64 and float32"
     with steps.step("write") as step:
         files = write_variant(staged, graphs, folder="fp32", standalone=options.standalone)
@@ -178,6 +197,33 @@ def _write_graphs(
         graphs=files,
         references=references,
         rewrites=rewrites,
+        lower=_LowerPrecision(graphs, evaluation) if options.lower_precisions else None,
+    )
+
+
+def _read_data(model: ExportableModel, options: ExportOptions) -> CalibrationData | None:
+    path = options.calibration_data
+    return None if path is None else read_calibration_data(Path(path), model)
+
+
+def _evaluate(model: ExportableModel, data: CalibrationData, options: ExportOptions) -> Evaluation:
+    return Evaluation(
+        source="calibration data",
+        x=data.judged_rows,
+        tasks=evaluate_oracle(model, data.judged_rows, data.judged_labels),
+        budget_points=options.max_accuracy_drop,
+        calibration=data.calibration_rows,
+    )
+
+
+def _add_lower_precisions(
+    staged: StagedBundle, written: _Written, options: ExportOptions, steps: Steps
+) -> AddedVariants:
+    if written.lower is None:
+        return AddedVariants()
+    lower = written.lower
+    return add_variants(
+        staged, lower.graphs, written.references, lower.evaluation, options=options, steps=steps
     )
 
 
@@ -185,6 +231,7 @@ def _write_manifest(
     staged: StagedBundle,
     written: _Written,
     parity: tuple[TaskParity, ...],
+    added: AddedVariants,
     *,
     opset: int,
     options: ExportOptions,
@@ -201,13 +248,17 @@ def _write_manifest(
                 parity,
                 optimized=options.optimize,
                 target_provider=options.provider,
-            )
+            ),
+            *added.variants,
         ],
         golden=Golden(path=GOLDEN_NAME, groups=groups),
         utilization=utilization(written.references),
         files=staged.files,
     )
-    staged.write(REPORT_NAME, [render_report(manifest, written.notes, written.rewrites).encode("utf-8")])
+    staged.write(
+        REPORT_NAME,
+        [render_report(manifest, (*written.notes, *added.notes), written.rewrites).encode("utf-8")],
+    )
     manifest = manifest._replace(files=staged.files)
     data = serialize_manifest(manifest)
     staged.write(MANIFEST_NAME, [data])

@@ -22,7 +22,9 @@ __all__ = [
     "FORMAT_VERSION",
     "MANIFEST_NAME",
     "MAX_MANIFEST_BYTES",
+    "AccuracyMetric",
     "FileEntry",
+    "FormName",
     "Golden",
     "GraphSpec",
     "GroupParity",
@@ -33,6 +35,7 @@ __all__ = [
     "Producer",
     "RowGroup",
     "TargetProvider",
+    "TaskAccuracy",
     "TaskGraphs",
     "TaskParity",
     "TaskSpec",
@@ -58,6 +61,10 @@ MAX_PATH_LENGTH = 240
 
 DType = Literal["float32", "float16", "float64", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
+FormName = Literal["float32", "static", "dynamic", "block4", "half"]
+"""How a variant's weights are held: as they were; int8 with activation ranges from data; int8 in blocks, with
+activations quantized as they come; 4 bits in blocks likewise; float16."""
+AccuracyMetric = Literal["accuracy", "area under the ROC curve", "R2", "agreement", "relative error"]
 OptimizeLevel = Literal["none", "exact"]
 TargetProvider = Literal["cpu", "cuda"]
 
@@ -193,19 +200,58 @@ class TaskParity(NamedTuple):
         return max((out.ratio for out in self.outputs.values() if out.ratio is not None), default=None)
 
 
+class TaskAccuracy(NamedTuple):
+    """What one task lost in a variant, against the float64 oracle.
+
+    Attributes:
+        metric: what `loss_points` counts, in percentage points: of accuracy, of the area under the ROC curve
+            or of R² on labels; of rows with another arg-max than the oracle's; or of the oracle's variance that
+            is left unexplained.
+        source: the rows: calibration data, those that no range was taken from, or random probe rows.
+        budget_points: the most it may lose.
+        oracle_percent, variant_percent: the metric on labels; null without.
+        agreement: share of rows with the oracle's arg-max; null for one output.
+        relative_error: squared error over the oracle's variance.
+        routing_kl: mean divergence of the routing weights from the oracle's, in nats.
+        top_expert_agreement: share of rows in which the same expert has the largest weight.
+    """
+
+    task: str
+    source: Literal["calibration data", "probe rows"]
+    rows: int
+    metric: AccuracyMetric
+    loss_points: float
+    budget_points: float
+    oracle_percent: float | None
+    variant_percent: float | None
+    agreement: float | None
+    relative_error: float
+    routing_kl: float | None
+    top_expert_agreement: float | None
+
+
 class Variant(NamedTuple):
     """One precision of the bundle: one weights file and the graphs that point into it.
 
-    `optimized` says what was rewritten, `target_provider` for which execution provider; the graphs run on any.
+    Attributes:
+        form: how the weights are held.
+        optimized: what was rewritten.
+        target_provider: what for; the graphs run on any.
+        kept_weights: in a variant of lower precision, the weights that a task could not spare: they stay in
+            float32, in int4 in 8 bits.
+        accuracy: what each task lost; empty for fp32.
     """
 
     precision: Precision
+    form: FormName
     optimized: OptimizeLevel
     target_provider: TargetProvider
     weights: str
     joint: GraphSpec
     trunk: GraphSpec
     tasks: tuple[TaskGraphs, ...]
+    kept_weights: tuple[str, ...]
+    accuracy: tuple[TaskAccuracy, ...]
     parity: tuple[TaskParity, ...]
 
     def check(self) -> None:
@@ -313,7 +359,10 @@ class Manifest(NamedTuple):
         for variant in self.variants:
             with_graphs = [entry.task for entry in variant.tasks]
             with_parity = [entry.task for entry in variant.parity]
-            for what, found in (("tasks", with_graphs), ("parity", with_parity)):
+            checked = [("tasks", with_graphs), ("parity", with_parity)]
+            if variant.accuracy:
+                checked.append(("accuracy", [entry.task for entry in variant.accuracy]))
+            for what, found in checked:
                 where = f"{what} of variant {variant.precision}"
                 _check(found == names, f"{where} are {found!s:.200}, expected {names!s:.200}")
         listed = {entry.path for entry in self.files}

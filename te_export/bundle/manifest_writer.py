@@ -17,6 +17,7 @@ from te_runtime.manifest import (
     FORMAT_NAME,
     FORMAT_VERSION,
     FileEntry,
+    FormName,
     Golden,
     GraphSpec,
     Manifest,
@@ -25,6 +26,7 @@ from te_runtime.manifest import (
     Precision,
     Producer,
     TargetProvider,
+    TaskAccuracy,
     TaskParity,
     TaskSpec,
     TaskUtilization,
@@ -42,16 +44,22 @@ def build_variant(
     *,
     optimized: OptimizeLevel,
     target_provider: TargetProvider,
+    form: FormName = "float32",
+    kept_weights: tuple[str, ...] = (),
+    accuracy: tuple[TaskAccuracy, ...] = (),
 ) -> Variant:
     """The manifest's entry for one verified variant."""
     return Variant(
         precision=precision,
+        form=form,
         optimized=optimized,
         target_provider=target_provider,
         weights=f"{precision}/{WEIGHTS_NAME}",
         joint=graphs.joint,
         trunk=graphs.trunk,
         tasks=graphs.tasks,
+        kept_weights=kept_weights,
+        accuracy=accuracy,
         parity=parity,
     )
 

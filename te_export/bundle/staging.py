@@ -29,6 +29,8 @@ from te_runtime.manifest import MANIFEST_NAME, FileEntry, parse_manifest
 
 __all__ = ["StagedBundle", "check_target", "leftovers"]
 
+_SCRATCH = "scratch"
+
 
 def check_target(target: Path, *, force: bool) -> None:
     """Refuse, before any work is done, a target that could not be written in the end.
@@ -157,6 +159,30 @@ class StagedBundle:
         entry = FileEntry(path=path, size_bytes=size, sha256=digest.hexdigest())
         self._files[path] = entry
         return entry
+
+    def discard(self, folder: str) -> None:
+        """Remove a folder of the bundle that was written and is not wanted after all."""
+        with _plain_errors(self._target):
+            if (self.root / folder).exists():
+                shutil.rmtree(self.root / folder)
+        self._files = {
+            path: entry for path, entry in self._files.items() if not path.startswith(f"{folder}/")
+        }
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder beside the bundle's files, gone afterwards, for graphs that are only tried.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        folder = self.root / _SCRATCH
+        with _plain_errors(self._target):
+            folder.mkdir()
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def check_room(self, size_bytes: int) -> None:
         """Refuse early where the disk has less room than the weights need.

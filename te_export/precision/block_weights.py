@@ -14,32 +14,43 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from te_export.precision.form import FormName
 from te_export.precision.integer_weights import IntegerWeights, quantize_blocks
 from te_export.precision.layers import linear_layers, weight_names
 from te_export.rewrite.edit import Edit
 from te_export.rewrite.linear import Linear
+from te_runtime.manifest import FormName
 
 __all__ = ["CONTRIB_DOMAIN", "BlockWeights"]
 
+Bits = Literal[8, 4]
 CONTRIB_DOMAIN = "com.microsoft"
-_BLOCK: dict[int, int] = {8: 128, 4: 32}
+_BLOCK: dict[Bits, int] = {8: 128, 4: 32}
 _COMPUTE_IN_INT8 = 4
 
 
 class BlockWeights:
-    """The form `dynamic` (8 bits, blocks of 128) or `block4` (4 bits, blocks of 32)."""
+    """The form `dynamic` (8 bits, blocks of 128) or `block4` (4 bits, blocks of 32).
 
-    def __init__(self, bits: Literal[8, 4]) -> None:
+    In `block4`, kept layers have 8 bits: that was found exact enough, and float32 would make the variant larger
+    than int8.
+    """
+
+    def __init__(self, bits: Bits) -> None:
         self._bits = bits
-        self._weights = IntegerWeights(
-            partial(quantize_blocks, bits=bits, block=_BLOCK[bits]), f"blocks{bits}"
-        )
+        self._weights = {
+            width: IntegerWeights(partial(quantize_blocks, bits=width, block=block), f"blocks{width}")
+            for width, block in _BLOCK.items()
+        }
 
     @property
     def name(self) -> FormName:
         """`dynamic` or `block4`."""
         return "dynamic" if self._bits == 8 else "block4"
+
+    @property
+    def kept_as(self) -> str:
+        """As Form.kept_as."""
+        return "float32" if self._bits == 8 else "8 bits"
 
     def convert(self, model: ir.Model, kept: frozenset[str]) -> tuple[str, ...]:
         """As Form.convert."""
@@ -47,16 +58,18 @@ class BlockWeights:
         edit = Edit(model.graph)
         for linear in list(linear_layers(model.graph)):
             names = weight_names(linear)
-            if kept.isdisjoint(names):
-                edit.replace(linear.y, self._matmul(edit, linear))
-                converted += names
+            is_kept = not kept.isdisjoint(names)
+            if is_kept and self._bits == 8:
+                continue
+            edit.replace(linear.y, self._matmul(edit, linear, 8 if is_kept else self._bits))
+            converted += names
         edit.done()
         if converted:
             model.opset_imports[CONTRIB_DOMAIN] = 1
         return tuple(dict.fromkeys(converted))
 
-    def _matmul(self, edit: Edit, linear: Linear) -> ir.Value:
-        weight = self._weights.of(linear)
+    def _matmul(self, edit: Edit, linear: Linear, bits: Bits) -> ir.Value:
+        weight = self._weights[bits].of(linear)
         inputs = [
             linear.x,
             edit.initializer(weight.values, name=str(weight.values.name)),
@@ -73,7 +86,7 @@ class BlockWeights:
             domain=CONTRIB_DOMAIN,
             K=linear.width_in,
             N=linear.width_out,
-            bits=self._bits,
-            block_size=_BLOCK[self._bits],
+            bits=bits,
+            block_size=_BLOCK[bits],
             accuracy_level=_COMPUTE_IN_INT8,
         )

@@ -7,13 +7,13 @@ gives the same numbers whichever graph answers it.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import onnx_ir as ir
 
-__all__ = ["Form", "FormName"]
+from te_runtime.manifest import FormName
 
-FormName = Literal["dynamic", "static", "half", "block4"]
+__all__ = ["Form"]
 
 
 class Form(Protocol):
@@ -23,12 +23,16 @@ class Form(Protocol):
     def name(self) -> FormName:
         """How the form is told of."""
 
+    @property
+    def kept_as(self) -> str:
+        """What the weights of kept layers are held in, for a person: `float32`, or something between."""
+
     def convert(self, model: ir.Model, kept: frozenset[str]) -> tuple[str, ...]:
         """Convert `model` in place.
 
         Args:
             model: a graph of float32 values; its tensors may be shared with other graphs and stay as they are.
-            kept: names of weights whose layers stay in float32, as `weight_names` gives them.
+            kept: names of weights whose layers stay as `kept_as` says; names are those of `weight_names`.
 
         Returns:
             Names of the weights that were converted, as `weight_names` gives them; empty if there are none.

@@ -60,14 +60,15 @@ class IntegerWeights:
         """Several quantized weights, one below the other."""
         return QuantizedWeight(
             _stack(f"{name}.{self._suffix}", [part.values for part in parts]),
-            _stack(f"{name}.scales", [part.scales for part in parts]),
+            _stack(f"{name}.{self._suffix}.scales", [part.scales for part in parts]),
         )
 
     def _single(self, name: str, weight: Callable[[], NDArray[np.float32]]) -> QuantizedWeight:
         if name not in self._made:
             values, scales = self._quantize(np.asarray(weight(), np.float32))
             self._made[name] = QuantizedWeight(
-                ir.tensor(values, name=f"{name}.{self._suffix}"), ir.tensor(scales, name=f"{name}.scales")
+                ir.tensor(values, name=f"{name}.{self._suffix}"),
+                ir.tensor(scales, name=f"{name}.{self._suffix}.scales"),
             )
         return self._made[name]
 

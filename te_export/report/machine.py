@@ -13,9 +13,10 @@ __all__ = ["result_object"]
 def result_object(result: ExportResult) -> dict[str, object]:
     """One JSON-ready object: where the bundle is, figures per task, and the whole manifest."""
     manifest = plain(result.manifest)
+    status = "incomplete" if result.failed_variants else "ok" if result.published else "dry-run"
     return {
-        "status": "dry-run" if not result.published else "ok",
-        "exit_code": 0,
+        "status": status,
+        "exit_code": 1 if result.failed_variants else 0,
         "bundle": str(result.bundle),
         "published": result.published,
         "tasks": [
@@ -36,6 +37,8 @@ def result_object(result: ExportResult) -> dict[str, object]:
             "declined": [dataclasses.asdict(entry) for entry in result.rewrites.declined],
             "costs": [dataclasses.asdict(entry) for entry in result.rewrites.costs],
         },
+        "variants": [dataclasses.asdict(summary) for summary in result.variants],
+        "failed_variants": [dataclasses.asdict(failed) for failed in result.failed_variants],
         "notes": list(result.notes),
         "step_seconds": dict(result.step_seconds),
         "manifest": manifest,

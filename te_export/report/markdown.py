@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from te_export.report.rewrite_costs import COST_HEADINGS, cost_rows, node_list
+from te_export.report.variant_figures import ACCURACY_HEADINGS, METRICS, accuracy_rows
 from te_export.rewrite.log import RewriteLog
 from te_runtime.manifest import Manifest, TaskParity, TaskUtilization, TensorSpec, Variant
 
@@ -23,6 +24,7 @@ def render_report(manifest: Manifest, notes: Sequence[str], rewrites: RewriteLog
         f"# {manifest.model.family}: {len(manifest.tasks)} tasks\n",
         _overview(manifest),
         *([_rewrites(manifest.variants[0], rewrites)] if rewrites.costs else []),
+        *(_accuracy(variant) for variant in manifest.variants if variant.accuracy),
         *(_variant(variant) for variant in manifest.variants),
         _routing(manifest.utilization),
     ]
@@ -71,6 +73,20 @@ def _shown(entries: Sequence[object]) -> Sequence[object]:
     """The first of many: with a hundred tasks, what follows repeats them."""
     left = len(entries) - _SHOWN_REWRITES
     return entries if left <= 0 else [*entries[:_SHOWN_REWRITES], f"… and {left} more"]
+
+
+def _accuracy(variant: Variant) -> str:
+    first = variant.accuracy[0]
+    kinds = dict.fromkeys(METRICS[entry.metric] for entry in variant.accuracy)
+    kept = "".join(f"- `{name}`\n" for name in variant.kept_weights)
+    held = "8 bits" if variant.precision == "int4" else "float32"
+    return (
+        f"## {variant.precision} ({variant.form}): what each task lost\n\n"
+        f"Against the float64 oracle, over {first.rows} rows of {first.source}; loss in {' or '.join(kinds)}. "
+        "Routing KL is the mean divergence of the routing weights from the oracle's, in nats.\n\n"
+        + _table(ACCURACY_HEADINGS, accuracy_rows(variant))
+        + (f"\nWeights that are held in {held}, because a task would lose too much:\n\n{kept}" if kept else "")
+    )
 
 
 def _variant(variant: Variant) -> str:

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from te_export.options import ExportResult
 from te_export.report.rewrite_costs import COST_HEADINGS, cost_rows
-from te_runtime.manifest import TaskParity
+from te_export.report.variant_figures import ACCURACY_HEADINGS, METRICS, accuracy_rows
+from te_runtime.manifest import TaskParity, Variant
 
 __all__ = ["result_lines"]
 
@@ -28,6 +29,12 @@ def result_lines(result: ExportResult, *, verbose: bool) -> Iterator[str]:
     yield "max error:  of the prediction on ordinary rows, against torch in float64, the worst of every graph"
     yield "vs torch:   error over torch float32's own, prediction and routing weights, in the worst group of rows"
     yield "size alone: the task's graph with the weights it reads, most of which the tasks share"
+    if result.variants:
+        yield ""
+        yield from _variant_table(result)
+        for variant in result.manifest.variants[1:]:
+            yield ""
+            yield from _accuracy_lines(variant)
     if result.rewrites.costs:
         yield ""
         yield from _cost_table(result)
@@ -62,6 +69,43 @@ def _table(result: ExportResult) -> list[str]:
             _megabytes(result.task_size_bytes[task.name]),
         )
     return _printed(table)
+
+
+def _variant_table(result: ExportResult) -> list[str]:
+    """Size and latency of each variant over fp32's."""
+    table = Table(box=None, pad_edge=False, header_style="", padding=(0, 2, 0, 0))
+    for heading in ("variant", "form"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("size", "of fp32", "all tasks over fp32, one thread"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    whole = sum(entry.size_bytes for entry in result.manifest.files if entry.path.startswith("fp32/"))
+    table.add_row("fp32", "float32", _megabytes(whole), "", "")
+    for summary in result.variants:
+        for form, ratios in summary.latencies.items():
+            kept = form == summary.form
+            table.add_row(
+                summary.precision if kept else "",
+                form if kept else f"{form}, not taken",
+                _megabytes(summary.size_bytes) if kept else "",
+                f"{summary.size_bytes / whole:.2f}x" if kept else "",
+                ", ".join(f"{ratio.ratio:.2f}x B={ratio.batch}" for ratio in ratios),
+            )
+    return _printed(table)
+
+
+def _accuracy_lines(variant: Variant) -> list[str]:
+    table = Table(box=None, pad_edge=False, header_style="", padding=(0, 2, 0, 0))
+    for heading in ACCURACY_HEADINGS:
+        table.add_column(heading, justify="left" if heading == "task" else "right", overflow="fold")
+    for row in accuracy_rows(variant):
+        table.add_row(*row)
+    first = variant.accuracy[0]
+    kinds = dict.fromkeys(METRICS[entry.metric] for entry in variant.accuracy)
+    return [
+        f"{variant.precision} against the oracle, {first.rows} rows of {first.source}; loss in "
+        f"{' or '.join(kinds)}:",
+        *_printed(table),
+    ]
 
 
 def _cost_table(result: ExportResult) -> list[str]:

@@ -1,8 +1,10 @@
 """Parity: every graph of a variant against the oracle, judged by torch float32's own error on the same rows.
 
 What is reported of an output is the worst of every graph that gives it: joint, task, trunk followed by
-tail, and
-standalone, at every batch size.
+tail, and standalone, at every batch size.
+
+A variant of lower precision is further from the oracle than torch is, and how far it may be is judged task by
+task (precision/accuracy.py). Here its graphs must agree: each is held to twice the error of the joint graph.
 """
 
 from __future__ import annotations
@@ -23,16 +25,25 @@ from te_export.verify.tolerance import TORCH_FACTOR, Tolerance
 from te_runtime.errors import BundleError
 from te_runtime.manifest import GroupParity, OutputParity, TaskParity
 
-__all__ = ["verify_graphs"]
+__all__ = ["verify_graphs", "verify_lower_precision"]
 
 _SHOWN_FAILURES = 12
 _SUM_ULPS = 4.0
+_JOINT_FACTOR = 2.0
+_JOINT_RULE = f"{_JOINT_FACTOR:g} times the joint graph's own error, and what float32 is allowed"
 
 
 class _Judge:
     """Judges one output of the model, whichever graph gives it."""
 
-    def __init__(self, reference: OutputReference, references: References, tolerance: Tolerance) -> None:
+    def __init__(
+        self,
+        reference: OutputReference,
+        references: References,
+        tolerance: Tolerance,
+        joint: NDArray[np.generic] | None = None,
+    ) -> None:
+        """Judge by torch's own error, or by that of what the joint graph of a lower precision put out."""
         self._oracle = reference.oracle
         self._indices = references.indices
         self._groups = references.rows.groups
@@ -50,6 +61,11 @@ class _Judge:
             )
             for group, start, stop in self._groups
         }
+        if joint is not None:
+            own = self._measure(joint).max_abs
+            self._bounds = {
+                group: bound + _JOINT_FACTOR * own[group] for group, bound in self._bounds.items()
+            }
         self._worst: ErrorFigures | None = None
 
     def judge(self, run: GraphRun, output: str) -> list[str]:
@@ -123,6 +139,45 @@ def verify_graphs(
         raise ParityError(f"onnxruntime cannot run a graph that was captured: {error}") from error
     if failures:
         _raise(failures, tolerance)
+    return _parity(judges, references)
+
+
+def verify_lower_precision(staged: StagedGraphs, references: References) -> tuple[TaskParity, ...]:
+    """Run every graph of a variant of lower precision over the probe rows: they must agree with one another.
+
+    Returns:
+        The parity of each task, in the order of the export. Its bounds are what te_runtime holds the golden
+        rows to.
+
+    Raises:
+        ParityError: ONNX Runtime cannot run a graph, some differ from the joint graph, or an output is not
+            finite.
+    """
+    default = Tolerance()
+    try:
+        joint = run_graph(staged.root, staged.joint, references.rows.x)
+        trunk = run_graph(staged.root, staged.trunk, references.rows.x)
+        judges = {
+            (name, output): _Judge(
+                getattr(task, output), references, default, joint.outputs[f"{name}.{output}"]
+            )
+            for name, task in references.tasks.items()
+            for output in (PREDICTION, ROUTING_WEIGHTS)
+        }
+        features = _Judge(references.expert_features, references, default, trunk.outputs[EXPERT_FEATURES])
+        failures = _judge_all(staged, references, judges, features)
+    except BundleError as error:
+        raise ParityError(f"onnxruntime cannot run a converted graph: {error}") from error
+    not_finite = [name for name, values in joint.outputs.items() if not np.isfinite(values).all()]
+    failures += [f"{staged.joint.path}, {name}: holds NaN or infinity" for name in not_finite]
+    if failures:
+        raise ParityError(
+            f"{len(failures)} checks failed. Allowed: {_JOINT_RULE}.\n  " + "\n  ".join(_shown(failures))
+        )
+    return _parity(judges, references)
+
+
+def _parity(judges: Mapping[tuple[str, str], _Judge], references: References) -> tuple[TaskParity, ...]:
     return tuple(
         TaskParity(name, judges[name, PREDICTION].parity(), judges[name, ROUTING_WEIGHTS].parity())
         for name in references.tasks
@@ -172,10 +227,13 @@ def _check_sums(name: str, run: GraphRun, output: str) -> list[str]:
     return [f"task {name}: {run.graph}, {output}: a row sums to 1 ± {off:.3g}, allowed ± {allowed:.3g}"]
 
 
-def _raise(failures: list[str], tolerance: Tolerance) -> None:
+def _shown(failures: list[str]) -> list[str]:
     shown = failures[:_SHOWN_FAILURES]
-    if len(failures) > len(shown):
-        shown.append(f"… and {len(failures) - len(shown)} more")
+    left = len(failures) - len(shown)
+    return [*shown, f"… and {left} more"] if left else shown
+
+
+def _raise(failures: list[str], tolerance: Tolerance) -> None:
     if tolerance.is_callers:
         rule = f"--atol {tolerance.atol or 0.0:g} --rtol {tolerance.rtol or 0.0:g}"
         advice = "Loosen --atol or --rtol."
@@ -184,6 +242,6 @@ def _raise(failures: list[str], tolerance: Tolerance) -> None:
         advice = "Try another --opset, and report this with the versions in use."
     raise ParityError(
         f"{len(failures)} checks against the float64 oracle failed; nothing was written. Allowed: {rule}.\n  "
-        + "\n  ".join(shown)
+        + "\n  ".join(_shown(failures))
         + f"\n{advice}"
     )

@@ -1,0 +1,152 @@
+"""Adding the variants of lower precision to a staged bundle whose fp32 variant has been verified.
+
+    fp32 graphs → precision/variants.py → staged files → agreement of its graphs → manifest entry
+
+A variant that cannot be built within its budget is left out and told of; the others are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from te_export.bundle.manifest_writer import build_variant
+from te_export.bundle.staging import StagedBundle
+from te_export.bundle.variant_writer import write_variant
+from te_export.errors import GateError
+from te_export.options import ExportOptions, FailedVariant, VariantSummary
+from te_export.partition import GraphSet
+from te_export.precision.accuracy import TaskAccuracy as Figures
+from te_export.precision.evaluation import Evaluation
+from te_export.precision.variants import BuiltVariant, build_variant_graphs
+from te_export.progress import Steps
+from te_export.verify.parity import verify_lower_precision
+from te_export.verify.references import References
+from te_runtime.manifest import AccuracyMetric, Precision, TaskAccuracy, Variant
+
+__all__ = ["AddedVariants", "add_variants"]
+
+
+@dataclass(frozen=True)
+class AddedVariants:
+    """What came of the variants that were asked for beside fp32."""
+
+    variants: tuple[Variant, ...] = ()
+    summaries: tuple[VariantSummary, ...] = ()
+    failed: tuple[FailedVariant, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Added:
+    variant: Variant
+    summary: VariantSummary
+    notes: tuple[str, ...]
+
+
+def add_variants(
+    staged: StagedBundle,
+    fp32: GraphSet,
+    references: References,
+    evaluation: Evaluation,
+    *,
+    options: ExportOptions,
+    steps: Steps,
+) -> AddedVariants:
+    """Build, write and verify each variant of lower precision that `options` asks for.
+
+    Raises:
+        OutputError: the bundle cannot be written.
+    """
+    added: list[_Added] = []
+    failed: list[FailedVariant] = []
+    for precision in options.lower_precisions:
+        with steps.step(precision) as step:
+            try:
+                found = _add(precision, staged, fp32, references, evaluation, options)
+            except GateError as error:
+                staged.discard(precision)
+                failed.append(FailedVariant(precision, str(error)))
+                step.detail = "left out"
+            else:
+                added.append(found)
+                step.detail = _detail(found)
+    return AddedVariants(
+        variants=tuple(found.variant for found in added),
+        summaries=tuple(found.summary for found in added),
+        failed=tuple(failed),
+        notes=tuple(note for found in added for note in found.notes),
+    )
+
+
+def _add(
+    precision: Precision,
+    staged: StagedBundle,
+    fp32: GraphSet,
+    references: References,
+    evaluation: Evaluation,
+    options: ExportOptions,
+) -> _Added:
+    with staged.scratch() as scratch:
+        built = build_variant_graphs(precision, fp32, evaluation, scratch)
+    files = write_variant(staged, built.graphs, folder=precision, standalone=options.standalone)
+    parity = verify_lower_precision(files, references)
+    return _Added(
+        variant=build_variant(
+            precision,
+            files,
+            parity,
+            optimized=options.optimize,
+            target_provider=options.provider,
+            form=built.form,
+            kept_weights=built.kept,
+            accuracy=_accuracy(built, evaluation),
+        ),
+        summary=VariantSummary(
+            precision=precision,
+            form=built.form,
+            size_bytes=_folder_bytes(staged, precision),
+            converted=built.converted,
+            latencies=built.latencies,
+        ),
+        notes=built.notes,
+    )
+
+
+def _accuracy(built: BuiltVariant, evaluation: Evaluation) -> tuple[TaskAccuracy, ...]:
+    return tuple(
+        TaskAccuracy(
+            task=task,
+            source=evaluation.source,
+            rows=figures.rows,
+            metric=_metric(figures, evaluation),
+            loss_points=evaluation.loss_points(figures),
+            budget_points=evaluation.budget_points,
+            oracle_percent=figures.before,
+            variant_percent=figures.after,
+            agreement=figures.agreement,
+            relative_error=figures.relative_error,
+            routing_kl=figures.routing_kl,
+            top_expert_agreement=figures.top_expert_agreement,
+        )
+        for task, figures in built.figures.items()
+    )
+
+
+def _metric(figures: Figures, evaluation: Evaluation) -> AccuracyMetric:
+    """What Evaluation.loss_points counts."""
+    if evaluation.source == "probe rows":
+        return "relative error"
+    return "R2" if figures.metric == "R²" else figures.metric
+
+
+def _folder_bytes(staged: StagedBundle, folder: str) -> int:
+    return sum(entry.size_bytes for entry in staged.files if entry.path.startswith(f"{folder}/"))
+
+
+def _detail(found: _Added) -> str:
+    variant, summary = found.variant, found.summary
+    worst = max(variant.accuracy, key=lambda entry: entry.loss_points)
+    return (
+        f"{variant.form}, {len(summary.converted)} weights, {summary.size_bytes / 1e6:.1f} MB, "
+        f"{worst.task} loses most: {worst.loss_points:.2f} points"
+    )

@@ -1,0 +1,89 @@
+"""What a variant is judged on: rows with the oracle's answers, and the joint graph's answers to the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from te_export.capture.joint_graph import prediction_name, routing_weights_name
+from te_export.precision.accuracy import TaskAccuracy, TaskOracle, measure_accuracy
+from te_export.verify.probe_rows import ORDINARY
+from te_export.verify.references import References
+from te_runtime.session_types import Session
+
+__all__ = ["MOST_UNEXPLAINED_POINTS", "Evaluation", "probe_evaluation"]
+
+MOST_UNEXPLAINED_POINTS = 10.0
+"""What a variant may lose without data: a tenth of the variance of a task's prediction over random rows."""
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Rows to judge a variant on.
+
+    Attributes:
+        source: `calibration data`, the judged half of what the user gave, or `probe rows`, random ones.
+        x: (N, input_dim) float32.
+        tasks: the oracle's answers to them, and the labels where there are any.
+        budget_points: how much each task may lose: percentage points of what `TaskAccuracy.judged_by` says
+            with data, of unexplained variance without.
+        calibration: (M, input_dim) float32, other rows of the data to take ranges from; None without data.
+    """
+
+    source: Literal["calibration data", "probe rows"]
+    x: NDArray[np.float32]
+    tasks: Mapping[str, TaskOracle]
+    budget_points: float
+    calibration: NDArray[np.float32] | None = None
+
+    def measure(self, joint: Session) -> dict[str, TaskAccuracy]:
+        """Run a joint graph over the rows; by task, how it compares with the oracle.
+
+        Raises:
+            BundleError: onnxruntime gave up.
+        """
+        (name,) = (spec.name for spec in joint.spec.inputs)
+        parts = [joint.run({name: self.x[start : start + _BATCH]}) for start in range(0, len(self.x), _BATCH)]
+        columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+        outputs = dict(zip((spec.name for spec in joint.spec.outputs), columns, strict=True))
+        return {
+            task: measure_accuracy(
+                oracle, outputs[prediction_name(task)], outputs[routing_weights_name(task)]
+            )
+            for task, oracle in self.tasks.items()
+        }
+
+    def loss_points(self, figures: TaskAccuracy) -> float:
+        """What a task lost, to be held against the budget; infinite where an output is not finite."""
+        if self.source == "calibration data":
+            return figures.drop_points
+        return 100.0 * figures.relative_error
+
+    def misses(self, figures: Mapping[str, TaskAccuracy]) -> tuple[str, ...]:
+        """The tasks that lost more than the budget."""
+        return tuple(
+            task for task, found in figures.items() if not self.loss_points(found) <= self.budget_points
+        )
+
+
+def probe_evaluation(references: References) -> Evaluation:
+    """The ordinary probe rows, for exports without data: they can tell a broken variant, not its accuracy."""
+    start, stop = next((start, stop) for name, start, stop in references.rows.groups if name == ORDINARY)
+    return Evaluation(
+        source="probe rows",
+        x=references.rows.x[start:stop],
+        tasks={
+            name: TaskOracle(
+                prediction=task.prediction.oracle[start:stop],
+                routing_weights=task.routing_weights.oracle[start:stop],
+                labels=None,
+            )
+            for name, task in references.tasks.items()
+        },
+        budget_points=MOST_UNEXPLAINED_POINTS,
+    )

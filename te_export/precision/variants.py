@@ -1,0 +1,238 @@
+"""Building one precision variant: which form, what stays in float32, and whether it is worth having.
+
+fp32 graphs → each form of the precision → repair (within every task's budget) → measure → the better one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from te_export.errors import AccuracyError, GateError
+from te_export.partition import GraphSet, order_initializers
+from te_export.precision.accuracy import TaskAccuracy
+from te_export.precision.activation_ranges import measure_ranges
+from te_export.precision.block_weights import BlockWeights
+from te_export.precision.evaluation import Evaluation
+from te_export.precision.form import Form
+from te_export.precision.half_precision import HalfPrecision
+from te_export.precision.latency import LatencyRatio, latency_feeds, measure_ratios
+from te_export.precision.layers import linear_layers, weight_names
+from te_export.precision.repair import Repaired, repair
+from te_export.precision.static_int8 import StaticInt8
+from te_export.precision.trial import open_trial
+from te_runtime.errors import BundleError
+from te_runtime.manifest import FormName, Precision
+from te_runtime.session_types import Session
+
+__all__ = ["BuiltVariant", "build_variant_graphs"]
+
+_CLEARLY_FASTER = 0.95
+_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class BuiltVariant:
+    """A variant's graphs, not yet written, and what is to be said of it.
+
+    Attributes:
+        kept: weights that are held more exactly because a task could not spare them.
+        converted: weights that were converted.
+        figures: by task, how the joint graph compares with the oracle.
+        before_repair: the same with everything converted.
+        latencies: of the joint graph over the fp32 one, for each form that was tried and each batch size.
+        notes: what a person must know.
+    """
+
+    precision: Precision
+    form: FormName
+    graphs: GraphSet
+    kept: tuple[str, ...]
+    converted: tuple[str, ...]
+    figures: Mapping[str, TaskAccuracy]
+    before_repair: Mapping[str, TaskAccuracy]
+    latencies: Mapping[FormName, tuple[LatencyRatio, ...]]
+    notes: tuple[str, ...]
+
+
+def build_variant_graphs(
+    precision: Precision, fp32: GraphSet, evaluation: Evaluation, scratch: Path
+) -> BuiltVariant:
+    """Convert the graphs of the fp32 variant.
+
+    Args:
+        precision: int8, int4 or fp16.
+        fp32: the verified graphs; they stay as they are.
+        evaluation: what every task is judged on, and its budget.
+        scratch: a folder for graphs that are tried; the caller removes it.
+
+    Raises:
+        AccuracyError: no form fits the budget of every task, or there is nothing to convert.
+    """
+    repaired = [
+        _repaired(form, fp32.joint, evaluation, scratch, precision)
+        for form in _forms(precision, fp32, evaluation, scratch)
+    ]
+    fitting = [found for found in repaired if found.converted and not found.misses]
+    if not fitting:
+        raise AccuracyError(_why_none(precision, repaired, evaluation))
+    latencies = _latencies(fp32.joint, fitting, evaluation.x, scratch)
+    best = _best(fitting, latencies)
+    graphs = _convert_all(best, fp32)
+    return BuiltVariant(
+        precision=precision,
+        form=best.form.name,
+        graphs=graphs,
+        kept=tuple(sorted(best.kept & _layer_weights(fp32.joint))),
+        converted=best.converted,
+        figures=best.figures,
+        before_repair=best.before,
+        latencies=latencies,
+        notes=tuple(_notes(precision, best, latencies[best.form.name], evaluation)),
+    )
+
+
+def _forms(precision: Precision, fp32: GraphSet, evaluation: Evaluation, scratch: Path) -> Sequence[Form]:
+    """The ways to build a precision; for int8, static first, which needs data."""
+    if precision == "fp16":
+        return [HalfPrecision()]
+    if precision == "int4":
+        return [BlockWeights(4)]
+    if evaluation.calibration is None:
+        return [BlockWeights(8)]
+    return [StaticInt8(measure_ranges(fp32.joint, evaluation.calibration, scratch)), BlockWeights(8)]
+
+
+def _repaired(
+    form: Form, joint: ir.Model, evaluation: Evaluation, scratch: Path, precision: Precision
+) -> Repaired:
+    try:
+        return repair(form, joint, evaluation, scratch)
+    except BundleError as error:
+        raise AccuracyError(f"{precision}: onnxruntime cannot run the converted graph: {error}") from error
+
+
+def _latencies(
+    joint: ir.Model, fitting: Sequence[Repaired], x: NDArray[np.float32], scratch: Path
+) -> dict[FormName, tuple[LatencyRatio, ...]]:
+    sessions: dict[str, Session] = {"fp32": open_trial(joint, scratch)}
+    for found in fitting:
+        sessions[found.form.name] = open_trial(_converted(found, joint), scratch)
+    (spec,) = sessions["fp32"].spec.inputs
+    ratios = measure_ratios(sessions, latency_feeds(spec.name, x))
+    return {
+        found.form.name: tuple(ratio for ratio in ratios if ratio.name == found.form.name)
+        for found in fitting
+    }
+
+
+def _best(fitting: Sequence[Repaired], latencies: Mapping[FormName, tuple[LatencyRatio, ...]]) -> Repaired:
+    """The first, unless a later one is clearly faster: noise must not decide what is written."""
+    best = fitting[0]
+    for other in fitting[1:]:
+        if _speed(latencies[other.form.name]) < _CLEARLY_FASTER * _speed(latencies[best.form.name]):
+            best = other
+    return best
+
+
+def _speed(ratios: Sequence[LatencyRatio]) -> float:
+    """The geometric mean over batch sizes."""
+    return float(np.exp(np.mean([np.log(ratio.ratio) for ratio in ratios])))
+
+
+def _convert_all(found: Repaired, fp32: GraphSet) -> GraphSet:
+    """Every graph of the variant, converted alike.
+
+    Raises:
+        GateError: inputs or outputs of a graph came out otherwise than in the fp32 variant.
+    """
+    return replace(
+        fp32,
+        joint=_converted(found, fp32.joint),
+        trunk=_converted(found, fp32.trunk),
+        tasks={name: _converted(found, model) for name, model in fp32.tasks.items()},
+        tails={name: _converted(found, model) for name, model in fp32.tails.items()},
+    )
+
+
+def _converted(found: Repaired, model: ir.Model) -> ir.Model:
+    copy = model.clone()
+    found.form.convert(copy, found.kept)
+    order_initializers(copy.graph)
+    for before, after in zip(_interface(model), _interface(copy), strict=True):
+        if before != after:
+            raise GateError(
+                f"{model.graph.name}: {found.form.name} made {after} of {before}; nothing was written"
+            )
+    return copy
+
+
+def _interface(model: ir.Model) -> list[tuple[object, ...]]:
+    values = (*model.graph.inputs, *model.graph.outputs)
+    return [(value.name, value.dtype, str(value.shape)) for value in values]
+
+
+def _layer_weights(joint: ir.Model) -> frozenset[str]:
+    return frozenset(name for linear in linear_layers(joint.graph) for name in weight_names(linear))
+
+
+def _why_none(precision: Precision, repaired: Sequence[Repaired], evaluation: Evaluation) -> str:
+    """Why no form of a precision can be shipped."""
+    reasons = []
+    for found in repaired:
+        if not found.before or not _layer_count(found):
+            reasons.append(
+                f"{found.form.name}: no layer is large enough to convert, so nothing would be gained"
+            )
+            continue
+        lost = ", ".join(
+            f"{task} loses {evaluation.loss_points(found.before[task]):.2f} points"
+            for task in evaluation.misses(found.before)[:_SHOWN]
+        )
+        reasons.append(
+            f"{found.form.name}: {lost}, allowed {evaluation.budget_points:g}; keeping layers in {found.form.kept_as} "
+            "did not mend it before none was left"
+        )
+    return f"{precision} is left out: " + "; ".join(reasons)
+
+
+def _layer_count(found: Repaired) -> int:
+    return len(found.converted) + len(found.kept)
+
+
+def _notes(
+    precision: Precision, best: Repaired, ratios: Sequence[LatencyRatio], evaluation: Evaluation
+) -> list[str]:
+    notes = []
+    if best.kept:
+        names = sorted(best.kept)
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        tasks = ", ".join(evaluation.misses(best.before))
+        notes.append(
+            f"{precision}: {len(names)} weights stay in {best.form.kept_as}, because {tasks} would lose too much "
+            "otherwise: "
+            f"{', '.join(names[:_SHOWN])}{more}"
+        )
+    slow = [ratio for ratio in ratios if ratio.low > 1.0]
+    if slow:
+        shown = ", ".join(f"{ratio.ratio:.2f}x at B={ratio.batch}" for ratio in slow)
+        notes.append(
+            f"{precision} is SLOWER than fp32 on this machine's CPU, all tasks in one thread: {shown}"
+        )
+    for task, found in best.figures.items():
+        if found.before is not None and found.baseline is not None and found.before <= found.baseline:
+            notes.append(
+                f"labels.{task} cannot judge {precision}: {found.metric} of the model itself is {found.before:.1f}, no "
+                f"better than {found.baseline:.1f} for an answer that ignores its input. Are they this task's labels, "
+                "in the order of the rows?"
+            )
+    if evaluation.source == "probe rows":
+        notes.append(
+            f"{precision} was judged on random rows only; give --calibration-data to have its accuracy judged"
+        )
+    return notes
