@@ -73,9 +73,13 @@ class IntegerWeights:
         return self._made[name]
 
 
-def quantize_rows(weight: NDArray[np.float32]) -> Arrays:
-    """Quantize (N, K) to int8 (N, K) and scales (N,); a row of zeros gets scale 1."""
-    scales = _scales(weight, 127)
+def quantize_rows(weight: NDArray[np.float32], smallest: NDArray[np.float32] | float = 0.0) -> Arrays:
+    """Quantize (N, K) to int8 (N, K) and scales (N,); a row of zeros gets scale 1.
+
+    Args:
+        smallest: what a scale is at least, (N,) or one for all rows.
+    """
+    scales = np.maximum(_scales(weight, 127), np.float32(smallest))
     values = np.clip(np.rint(weight / scales[:, None]), -127, 127).astype(np.int8)
     return values, scales
 

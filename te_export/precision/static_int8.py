@@ -1,0 +1,226 @@
+"""Weights and activations in 8 bits, with scales measured beforehand, in standard operators.
+
+    y = Relu(Gemm(x, W, b))  →  Q, DQ → Conv(DQ(W int8), DQ(b int32)) → Relu → Q, DQ     on (1, C, B) values
+
+Q and DQ are QuantizeLinear and DequantizeLinear. onnxruntime runs DQ → Conv → Relu → Q as one QLinearConv,
+which on a CPU was measured faster than the same with Gemm; K equal layers side by side are one convolution
+of K groups. Values stay (1, C, B) from layer to layer and are laid out anew where a float32 operator reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+
+from te_export.precision.activation_ranges import ActivationRanges, LayerRange, Range
+from te_export.precision.conv_layers import ConvLayer, joined_by, plan_layers
+from te_export.precision.conv_weights import ConvTensors, ConvWeights
+from te_export.precision.form import FormName
+from te_export.precision.layers import weight_names
+from te_export.rewrite.edit import Axes, Edit, axes_of
+from te_export.rewrite.linear import Linear
+from te_export.rewrite.pieces import pieces_of
+
+__all__ = ["StaticInt8", "count_int8_convolutions"]
+
+_STEPS = 255
+
+
+class StaticInt8:
+    """The form `static`."""
+
+    def __init__(self, ranges: ActivationRanges) -> None:
+        """Make the form of one variant.
+
+        Args:
+            ranges: measured on the joint graph of the graphs that will be converted.
+        """
+        self._ranges = ranges.layers
+        self._weights = ConvWeights()
+
+    @property
+    def name(self) -> FormName:
+        """`static`."""
+        return "static"
+
+    def convert(self, model: ir.Model, kept: frozenset[str]) -> tuple[str, ...]:
+        """As Form.convert. What the joint graph stacks with a kept weight is kept in every graph."""
+        layers = plan_layers(model.graph, partial(self._spans, kept=kept))
+        conversion = _Conversion(Edit(model.graph), self._weights)
+        for layer in layers:
+            conversion.add(layer, self._ranges[layer.weights[0]])
+        conversion.done()
+        return tuple(dict.fromkeys(name for layer in layers for name in layer.weights))
+
+    def _spans(self, linear: Linear, *, kept: frozenset[str]) -> tuple[Range, Range] | None:
+        """What a layer reads and gives; None if it is to stay in float32, or was not measured as one layer."""
+        names = weight_names(linear)
+        found = [self._ranges[name] for name in names if name in self._ranges]
+        spans = {(span.input, span.output) for span in found}
+        if len(found) < len(names) or len(spans) > 1:
+            return None
+        return spans.pop() if all(kept.isdisjoint(span.together) for span in found) else None
+
+
+def count_int8_convolutions(graph: ir.Graph) -> int:
+    """How many convolutions of a graph read int8 weights."""
+    return sum(node.op_type == "Conv" and _is_int8(node.inputs[1]) for node in graph)
+
+
+def _is_int8(weight: ir.Value | None) -> bool:
+    node = None if weight is None else weight.producer()
+    source = None if node is None or node.op_type != "DequantizeLinear" else node.inputs[0]
+    return source is not None and source.dtype == ir.DataType.INT8
+
+
+@dataclass(frozen=True)
+class _Cube:
+    """A value as (1, C, B) float32.
+
+    Attributes:
+        steps: the same in uint8, which `value` is dequantized from; None if it is not.
+        span: what the steps stand for.
+    """
+
+    value: ir.Value
+    steps: ir.Value | None = None
+    span: Range | None = None
+
+
+class _Conversion:
+    """The change of one graph. Cubes are known by the values (B, C) that they hold side by side."""
+
+    def __init__(self, edit: Edit, weights: ConvWeights) -> None:
+        self._edit = edit
+        self._weights = weights
+        self._cubes: dict[tuple[ir.Value, ...], _Cube] = {}
+        self._inputs: dict[tuple[tuple[ir.Value, ...], Range], _Cube] = {}
+        self._constants: dict[str, ir.Value] = {}
+        self._scales: dict[Range, tuple[ir.Value, ir.Value]] = {}
+        self._exits: list[tuple[ir.Value, ir.Value]] = []
+
+    def add(self, layer: ConvLayer, span: LayerRange) -> None:
+        """Add the convolution of one layer; what it reads has been added before."""
+        edit = self._edit
+        x = self._input(layer, span.input)
+        out = self._conv(layer, x, self._weights.of(layer.linears, _step(span.input)))
+        fused = layer.followed_by_relu and span.output.low == 0
+        if fused:
+            out = edit.add("Relu", [out], _axes(out), name=f"{layer.name}.relu")
+        cube = self._quantized(out, span.output, name=f"{layer.name}.output")
+        if layer.activation is not None and not fused:
+            cube = _Cube(edit.like(layer.activation, cube.value, name=f"{layer.name}.activation"))
+        self._cubes[layer.outputs] = cube
+        self._leave(layer, cube)
+
+    def done(self) -> None:
+        """Let what was read of the layers be read of the convolutions."""
+        for old, new in self._exits:
+            self._edit.replace(old, new)
+        self._edit.done()
+
+    def _input(self, layer: ConvLayer, span: Range) -> ir.Value:
+        key = (layer.inputs, span)
+        if key not in self._inputs:
+            cube = self._cube(layer)
+            if cube.span != span:
+                cube = self._quantized(cube.value, span, name=f"{layer.name}.input")
+            self._inputs[key] = cube
+        return self._inputs[key].value
+
+    def _cube(self, layer: ConvLayer) -> _Cube:
+        """What a layer reads, side by side: from what was added before, or turned from (B, C)."""
+        values = layer.inputs
+        pieces = pieces_of(values) if len(values) > 1 else None
+        if values not in self._cubes and pieces is not None:
+            values = (pieces.whole,)
+        if values not in self._cubes:
+            (value,) = values  # a group reads pieces, or the outputs of one that was added before
+            self._cubes[values] = _Cube(self._turned_in(value, layer))
+        return self._cubes[values]
+
+    def _turned_in(self, value: ir.Value, layer: ConvLayer) -> ir.Value:
+        """(B, C) → (1, C, B)."""
+        edit, axis = self._edit, self._first_axis()
+        batch, width = layer.batch, layer.width_in
+        turned = edit.add("Transpose", [value], (width, batch), name=f"{layer.name}.turn", perm=[1, 0])
+        return edit.add("Unsqueeze", [turned, axis], (1, width, batch), name=f"{layer.name}.cube")
+
+    def _turned_out(self, cube: _Cube, layer: ConvLayer) -> ir.Value:
+        """(1, C, B) → (B, C)."""
+        edit, axis = self._edit, self._first_axis()
+        batch, width = layer.batch, layer.width_out
+        flat = edit.add("Squeeze", [cube.value, axis], (width, batch), name=f"{layer.name}.flat")
+        return edit.add("Transpose", [flat], (batch, width), name=f"{layer.name}.turn_back", perm=[1, 0])
+
+    def _leave(self, layer: ConvLayer, cube: _Cube) -> None:
+        """Give the layer's outputs, each and together, back to those that read (B, N)."""
+        whole = self._turned_out(cube, layer)
+        if len(layer.outputs) == 1:
+            self._exits.append((layer.outputs[0], whole))
+            return
+        for joined in joined_by(layer.outputs):
+            self._cubes[joined,] = cube
+            self._exits.append((joined, whole))
+        sizes = [linear.width_out for linear in layer.linears]
+        pieces = self._edit.split(whole, sizes, batch=layer.batch, name=f"{layer.name}.split")
+        self._exits += zip(layer.outputs, pieces, strict=True)
+
+    def _conv(self, layer: ConvLayer, x: ir.Value, tensors: ConvTensors) -> ir.Value:
+        weight = self._dequantized(tensors.weight, tensors.scales)
+        bias = self._dequantized(tensors.bias, tensors.bias_scales)
+        axes = (1, layer.width_out, layer.batch)
+        groups = len(layer.linears)
+        return self._edit.add(
+            "Conv", [x, weight, bias], axes, name=layer.name, group=groups, kernel_shape=[1]
+        )
+
+    def _quantized(self, value: ir.Value, span: Range, *, name: str) -> _Cube:
+        scale, zero = self._scale(span, name=name)
+        axes = _axes(value)
+        steps = self._edit.add(
+            "QuantizeLinear", [value, scale, zero], axes, name=f"{name}.quantize", dtype=ir.DataType.UINT8
+        )
+        inputs = [steps, scale, zero]
+        return _Cube(self._edit.add("DequantizeLinear", inputs, axes, name=f"{name}.dequantize"), steps, span)
+
+    def _dequantized(self, values: ir.TensorProtocol, scales: ir.TensorProtocol) -> ir.Value:
+        inputs = [self._constant(values), self._constant(scales)]
+        axes = tuple(int(axis) for axis in values.shape.numpy())
+        return self._edit.add("DequantizeLinear", inputs, axes, name=f"{values.name}.float", axis=0)
+
+    def _scale(self, span: Range, *, name: str) -> tuple[ir.Value, ir.Value]:
+        if span not in self._scales:
+            zero = int(np.clip(np.rint(-span.low / _step(span)), 0, _STEPS))
+            self._scales[span] = (
+                self._edit.initializer(ir.tensor(np.float32(_step(span))), name=f"{name}.scale"),
+                self._edit.initializer(ir.tensor(np.uint8(zero)), name=f"{name}.zero"),
+            )
+        return self._scales[span]
+
+    def _first_axis(self) -> ir.Value:
+        if "axis" not in self._constants:
+            self._constants["axis"] = self._edit.integers([0], name="static.axis")
+        return self._constants["axis"]
+
+    def _constant(self, tensor: ir.TensorProtocol) -> ir.Value:
+        name = str(tensor.name)
+        if name not in self._constants:
+            self._constants[name] = self._edit.initializer(tensor, name=name)
+        return self._constants[name]
+
+
+def _step(span: Range) -> float:
+    """What one of the 255 steps of a range stands for, in float32; 1 where nothing but zero was met."""
+    step = np.float32((span.high - span.low) / _STEPS)
+    return float(step) if step >= np.finfo(np.float32).tiny else 1.0
+
+
+def _axes(value: ir.Value) -> Axes:
+    """The shape of a value that was made here."""
+    axes = axes_of(value)
+    assert axes is not None
+    return axes
