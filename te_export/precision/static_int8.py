@@ -18,11 +18,11 @@ import onnx_ir as ir
 from te_export.precision.activation_ranges import ActivationRanges, LayerRange, Range
 from te_export.precision.conv_layers import ConvLayer, joined_by, plan_layers
 from te_export.precision.conv_weights import ConvTensors, ConvWeights
-from te_export.precision.form import FormName
 from te_export.precision.layers import weight_names
 from te_export.rewrite.edit import Axes, Edit, axes_of
 from te_export.rewrite.linear import Linear
 from te_export.rewrite.pieces import pieces_of
+from te_runtime.manifest import FormName
 
 __all__ = ["StaticInt8", "count_int8_convolutions"]
 
@@ -45,6 +45,11 @@ class StaticInt8:
     def name(self) -> FormName:
         """`static`."""
         return "static"
+
+    @property
+    def kept_as(self) -> str:
+        """`float32`."""
+        return "float32"
 
     def convert(self, model: ir.Model, kept: frozenset[str]) -> tuple[str, ...]:
         """As Form.convert. What the joint graph stacks with a kept weight is kept in every graph."""

@@ -105,7 +105,9 @@ def _forms(precision: Precision, fp32: GraphSet, evaluation: Evaluation, scratch
         return [BlockWeights(4)]
     if evaluation.calibration is None:
         return [BlockWeights(8)]
-    return [StaticInt8(measure_ranges(fp32.joint, evaluation.calibration, scratch)), BlockWeights(8)]
+    (x,) = fp32.joint.graph.inputs
+    ranges = measure_ranges(fp32.joint, {str(x.name): evaluation.calibration}, scratch)
+    return [StaticInt8(ranges), BlockWeights(8)]
 
 
 def _repaired(

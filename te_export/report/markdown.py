@@ -85,7 +85,11 @@ def _accuracy(variant: Variant) -> str:
         f"Against the float64 oracle, over {first.rows} rows of {first.source}; loss in {' or '.join(kinds)}. "
         "Routing KL is the mean divergence of the routing weights from the oracle's, in nats.\n\n"
         + _table(ACCURACY_HEADINGS, accuracy_rows(variant))
-        + (f"\nWeights that are held in {held}, because a task would lose too much:\n\n{kept}" if kept else "")
+        + (
+            f"\nWeights that are held in {held}, because a task would lose too much:\n\n{kept}"
+            if kept
+            else ""
+        )
     )
 
 
