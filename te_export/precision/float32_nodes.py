@@ -1,0 +1,119 @@
+"""Which nodes of a graph go on computing in float32 when the rest computes in float16."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import onnx
+import onnx_ir as ir
+
+from te_export.precision.half_weights import parts_of
+from te_export.rewrite.linear import ACTIVATIONS, only_reader
+
+__all__ = ["float32_nodes", "is_weight"]
+
+_FLOAT32_OPERATORS: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("Softmax", "LogSoftmax", "ReduceLogSumExp"),
+        "shares of a sum are shown to people and must add up to 1",
+    ),
+    **dict.fromkeys(
+        ("Exp", "Softplus", "Mish", "ReduceLogSum"), "an exponential of 11.1 or more is infinite in float16"
+    ),
+    **dict.fromkeys(
+        ("ReduceSum", "ReduceMean", "ReduceL1", "CumSum", "GlobalAveragePool"),
+        "each term of a long sum in float16 would be rounded to the size of the sum",
+    ),
+    **dict.fromkeys(
+        ("Pow", "ReduceSumSquare", "ReduceL2", "ReduceProd"),
+        "the square of 256 is infinite in float16",
+    ),
+    **dict.fromkeys(
+        ("BatchNormalization", "InstanceNormalization", "GroupNormalization", "LpNormalization"),
+        "it divides by a variance that may be too small; LayerNormalization takes its own in float32 anyway",
+    ),
+    **dict.fromkeys(("Cast", "CastLike"), "its output's type is its purpose"),
+}
+"""Operators that could take float16, and why they are not given it."""
+
+_FLOAT16 = "tensor(float16)"
+
+_CARRIERS = ACTIVATIONS | {
+    *("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"),
+    *("Transpose", "Split", "Concat", "Slice", "Gather", "Expand"),
+}
+"""Operators that move values or treat each by itself: they work in whatever type lies on both sides."""
+
+
+def float32_nodes(graph: ir.Graph, kept: frozenset[str]) -> frozenset[ir.Node]:
+    """The nodes that stay as they are.
+
+    They are those whose operator cannot take float16 or should not, those of kept layers, and carriers that
+    lead from a float32 value to a place that needs one: between Softmax and the routing weights output, the
+    weights are reshaped and split in float32.
+
+    Args:
+        graph: float32 values, its nodes sorted.
+        kept: names of weights; the nodes that read one stay.
+    """
+    fixed = {node for node in graph if node.op_type in _FLOAT32_OPERATORS or not _takes_float16(node, graph)}
+    fixed |= set(_kept_layers(graph, kept))
+    needed = _needed_values(graph, fixed)
+    float32 = set(fixed)
+    for node in graph:
+        read = [value for value in node.inputs if value and _is_float32(value) and not is_weight(value)]
+        comes = bool(read) and all(_comes_as_float32(value, float32) for value in read)
+        if node.op_type in _CARRIERS and comes and not needed.isdisjoint(node.outputs):
+            float32.add(node)
+    return frozenset(float32)
+
+
+def is_weight(value: ir.Value | None) -> bool:
+    """Whether `value` is a float32 initializer."""
+    return value is not None and value.is_initializer() and _is_float32(value)
+
+
+def _needed_values(graph: ir.Graph, fixed: set[ir.Node]) -> set[ir.Value]:
+    """The values that an output or a node of `fixed` reads, itself or through carriers."""
+    needed: set[ir.Value] = set(graph.outputs)
+    for node in reversed(graph):
+        if node in fixed or (node.op_type in _CARRIERS and not needed.isdisjoint(node.outputs)):
+            needed |= {value for value in node.inputs if value is not None}
+    return needed
+
+
+def _comes_as_float32(value: ir.Value, float32: set[ir.Node]) -> bool:
+    producer = value.producer()
+    return producer is None or producer in float32
+
+
+def _kept_layers(graph: ir.Graph, kept: frozenset[str]) -> Iterator[ir.Node]:
+    """The nodes that read a kept weight; a MatMul together with the addition of its bias."""
+    for node in graph:
+        names = {part.name for value in node.inputs if value and is_weight(value) for part in parts_of(value)}
+        if kept.isdisjoint(names):
+            continue
+        yield node
+        reader = only_reader(node.outputs[0])
+        if node.op_type == "MatMul" and reader is not None and reader.op_type == "Add":
+            yield from [reader] if any(is_weight(value) for value in reader.inputs) else []
+
+
+def _takes_float16(node: ir.Node, graph: ir.Graph) -> bool:
+    """Whether every float32 value it reads and gives may be float16 instead; a node that reads none, such as
+    Constant, says its type by itself.
+    """
+    if node.domain not in ("", "ai.onnx") or not any(value and _is_float32(value) for value in node.inputs):
+        return False
+    schema = onnx.defs.get_schema(node.op_type, graph.opset_imports[""], "")
+    takes = {entry.type_param_str: _FLOAT16 in entry.allowed_type_strs for entry in schema.type_constraints}
+    return all(
+        takes.get(formal[min(index, len(formal) - 1)].type_str, False)
+        for formal, values in ((schema.inputs, node.inputs), (schema.outputs, node.outputs))
+        for index, value in enumerate(values)
+        if value is not None and _is_float32(value)
+    )
+
+
+def _is_float32(value: ir.Value) -> bool:
+    return value.dtype == ir.DataType.FLOAT
