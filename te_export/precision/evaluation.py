@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from te_export.verify.probe_rows import ORDINARY
 from te_export.verify.references import References
 from te_runtime.session_types import Session
 
-__all__ = ["MOST_UNEXPLAINED_POINTS", "Evaluation", "probe_evaluation"]
+__all__ = ["MOST_UNEXPLAINED_POINTS", "Evaluation", "first_rows", "predictions_of", "probe_evaluation"]
 
 MOST_UNEXPLAINED_POINTS = 10.0
 """What a variant may lose without data: a tenth of the variance of a task's prediction over random rows."""
@@ -69,6 +69,26 @@ class Evaluation:
         return tuple(
             task for task, found in figures.items() if not self.loss_points(found) <= self.budget_points
         )
+
+
+def predictions_of(
+    task: str, outputs: Mapping[str, NDArray[np.generic]]
+) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+    """Prediction and routing weights of a task among a joint graph's outputs."""
+    return outputs[prediction_name(task)], outputs[routing_weights_name(task)]
+
+
+def first_rows(evaluation: Evaluation, rows: int) -> Evaluation:
+    """The same over its first rows alone, without labels."""
+    tasks = {
+        name: TaskOracle(
+            prediction=oracle.prediction[:rows],
+            routing_weights=None if oracle.routing_weights is None else oracle.routing_weights[:rows],
+            labels=None,
+        )
+        for name, oracle in evaluation.tasks.items()
+    }
+    return replace(evaluation, x=evaluation.x[:rows], tasks=tasks)
 
 
 def probe_evaluation(references: References) -> Evaluation:

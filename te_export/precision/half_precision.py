@@ -34,6 +34,11 @@ class HalfPrecision:
         """`half`."""
         return "half"
 
+    @property
+    def kept_as(self) -> str:
+        """`float32`."""
+        return "float32"
+
     def convert(self, model: ir.Model, kept: frozenset[str]) -> tuple[str, ...]:
         """As Form.convert.
 

@@ -26,6 +26,7 @@ from te_export.precision.layers import linear_layers, weight_names
 from te_export.precision.repair import Repaired, repair
 from te_export.precision.static_int8 import StaticInt8
 from te_export.precision.trial import open_trial
+from te_export.precision.true_float16 import check_true_float16
 from te_runtime.errors import BundleError
 from te_runtime.manifest import FormName, Precision
 from te_runtime.session_types import Session
@@ -84,6 +85,8 @@ def build_variant_graphs(
     latencies = _latencies(fp32.joint, fitting, evaluation.x, scratch)
     best = _best(fitting, latencies)
     graphs = _convert_all(best, fp32)
+    if precision == "fp16":
+        check_true_float16(graphs.joint, evaluation)
     return BuiltVariant(
         precision=precision,
         form=best.form.name,
