@@ -95,6 +95,14 @@ class _Cube:
     span: Range | None = None
 
 
+@dataclass(frozen=True)
+class _Exit:
+    """What takes the place of a layer's output (B, N), and the same as (1, B, N) if there is such a value."""
+
+    flat: ir.Value
+    turned: ir.Value | None = None
+
+
 class _Conversion:
     """The change of one graph. Cubes are known by the values (B, C) that they hold side by side."""
 
@@ -105,7 +113,7 @@ class _Conversion:
         self._inputs: dict[tuple[tuple[ir.Value, ...], Range], _Cube] = {}
         self._constants: dict[str, ir.Value] = {}
         self._scales: dict[Range, tuple[ir.Value, ir.Value]] = {}
-        self._exits: list[tuple[ir.Value, ir.Value]] = []
+        self._exits: dict[ir.Value, _Exit] = {}
 
     def add(self, layer: ConvLayer, span: LayerRange) -> None:
         """Add the convolution of one layer; what it reads has been added before."""
@@ -122,9 +130,15 @@ class _Conversion:
         self._leave(layer, cube)
 
     def done(self) -> None:
-        """Let what was read of the layers be read of the convolutions."""
-        for old, new in self._exits:
-            self._edit.replace(old, new)
+        """Let what was read of the layers be read of the convolutions.
+
+        A Reshape reads past the Squeeze: on small batches every node counts.
+        """
+        for old, left in self._exits.items():
+            if left.turned is not None:
+                for node in [node for node, index in old.uses() if index == 0 and _reshapes(node)]:
+                    node.replace_input_with(0, left.turned)
+            self._edit.replace(old, left.flat)
         self._edit.done()
 
     def _input(self, layer: ConvLayer, span: Range) -> ir.Value:
@@ -151,28 +165,28 @@ class _Conversion:
         """(B, C) → (1, C, B)."""
         edit, axis = self._edit, self._first_axis()
         batch, width = layer.batch, layer.width_in
-        turned = edit.add("Transpose", [value], (width, batch), name=f"{layer.name}.turn", perm=[1, 0])
-        return edit.add("Unsqueeze", [turned, axis], (1, width, batch), name=f"{layer.name}.cube")
-
-    def _turned_out(self, cube: _Cube, layer: ConvLayer) -> ir.Value:
-        """(1, C, B) → (B, C)."""
-        edit, axis = self._edit, self._first_axis()
-        batch, width = layer.batch, layer.width_out
-        flat = edit.add("Squeeze", [cube.value, axis], (width, batch), name=f"{layer.name}.flat")
-        return edit.add("Transpose", [flat], (batch, width), name=f"{layer.name}.turn_back", perm=[1, 0])
+        cube = edit.add("Unsqueeze", [value, axis], (1, batch, width), name=f"{layer.name}.cube")
+        return edit.add("Transpose", [cube], (1, width, batch), name=f"{layer.name}.turn", perm=[0, 2, 1])
 
     def _leave(self, layer: ConvLayer, cube: _Cube) -> None:
         """Give the layer's outputs, each and together, back to those that read (B, N)."""
         whole = self._turned_out(cube, layer)
         if len(layer.outputs) == 1:
-            self._exits.append((layer.outputs[0], whole))
+            self._exits[layer.outputs[0]] = whole
             return
         for joined in joined_by(layer.outputs):
             self._cubes[joined,] = cube
-            self._exits.append((joined, whole))
+            self._exits[joined] = whole
         sizes = [linear.width_out for linear in layer.linears]
-        pieces = self._edit.split(whole, sizes, batch=layer.batch, name=f"{layer.name}.split")
-        self._exits += zip(layer.outputs, pieces, strict=True)
+        pieces = self._edit.split(whole.flat, sizes, batch=layer.batch, name=f"{layer.name}.split")
+        self._exits.update(zip(layer.outputs, map(_Exit, pieces), strict=True))
+
+    def _turned_out(self, cube: _Cube, layer: ConvLayer) -> _Exit:
+        """(1, C, B) → (1, B, C) → (B, C)."""
+        edit, name, axes = self._edit, layer.name, (layer.batch, layer.width_out)
+        turned = edit.add("Transpose", [cube.value], (1, *axes), name=f"{name}.turn_back", perm=[0, 2, 1])
+        flat = edit.add("Squeeze", [turned, self._first_axis()], axes, name=f"{name}.flat")
+        return _Exit(flat, turned)
 
     def _conv(self, layer: ConvLayer, x: ir.Value, tensors: ConvTensors) -> ir.Value:
         weight = self._dequantized(tensors.weight, tensors.scales)
@@ -222,6 +236,12 @@ def _step(span: Range) -> float:
     """What one of the 255 steps of a range stands for, in float32; 1 where nothing but zero was met."""
     step = np.float32((span.high - span.low) / _STEPS)
     return float(step) if step >= np.finfo(np.float32).tiny else 1.0
+
+
+def _reshapes(node: ir.Node) -> bool:
+    """Whether it is a Reshape to a constant shape that takes over no axis by its position."""
+    shape = node.inputs[1] if node.op_type == "Reshape" else None
+    return shape is not None and shape.const_value is not None and bool(shape.const_value.numpy().all())
 
 
 def _axes(value: ir.Value) -> Axes:
