@@ -117,7 +117,8 @@ class _Classes:
 def _classes(graph: ir.Graph, layers: Sequence[ConvLayer]) -> _Classes:
     classes = _Classes()
     for layer in layers:
-        classes.join(layer.quantized_outputs)
+        for values in (layer.inputs, layer.quantized_outputs, layer.outputs):
+            classes.join(values)
     _join_shared_weights(classes, layers)
     given = {value for layer in layers for value in layer.quantized_outputs}
     for node in graph:

@@ -86,12 +86,10 @@ class _Cube:
     """A value as (1, C, B) float32.
 
     Attributes:
-        steps: the same in uint8, which `value` is dequantized from; None if it is not.
-        span: what the steps stand for.
+        span: the range it was dequantized from; None if it was not.
     """
 
     value: ir.Value
-    steps: ir.Value | None = None
     span: Range | None = None
 
 
@@ -198,13 +196,13 @@ class _Conversion:
         )
 
     def _quantized(self, value: ir.Value, span: Range, *, name: str) -> _Cube:
+        edit, axes = self._edit, _axes(value)
         scale, zero = self._scale(span, name=name)
-        axes = _axes(value)
-        steps = self._edit.add(
+        steps = edit.add(
             "QuantizeLinear", [value, scale, zero], axes, name=f"{name}.quantize", dtype=ir.DataType.UINT8
         )
-        inputs = [steps, scale, zero]
-        return _Cube(self._edit.add("DequantizeLinear", inputs, axes, name=f"{name}.dequantize"), steps, span)
+        value = edit.add("DequantizeLinear", [steps, scale, zero], axes, name=f"{name}.dequantize")
+        return _Cube(value, span)
 
     def _dequantized(self, values: ir.TensorProtocol, scales: ir.TensorProtocol) -> ir.Value:
         inputs = [self._constant(values), self._constant(scales)]

@@ -41,7 +41,10 @@ def spread_error(found: np.ndarray, exact: np.ndarray) -> float:
 def test_one_layer_is_off_by_its_roundings_and_no_more(tmp_path: Path, bits: Literal[8, 4]) -> None:
     """Half a step for every weight and every activation, each times the other factor, summed over a row."""
     rng = np.random.default_rng(1)
-    weight, bias = rng.standard_normal((256, 96)).astype(np.float32), rng.standard_normal(256).astype(np.float32)
+    weight, bias = (
+        rng.standard_normal((256, 96)).astype(np.float32),
+        rng.standard_normal(256).astype(np.float32),
+    )
     x = ir.Value(name="x", shape=ir.Shape(["batch", 96]), type=ir.TensorType(ir.DataType.FLOAT))
     constants = [
         ir.Value(name=name, const_value=ir.tensor(values, name=name))
@@ -117,7 +120,10 @@ def test_task_graphs_give_what_the_joint_graph_gives(
 def test_weights_are_stored_once_for_all_graphs(wide_graphs: MakeGraphs) -> None:
     graphs, form = wide_graphs(), BlockWeights(8)
     joint = converted(graphs.joint, form)
-    rest = [converted(model, form).graph for model in (graphs.trunk, *graphs.tasks.values(), *graphs.tails.values())]
+    rest = [
+        converted(model, form).graph
+        for model in (graphs.trunk, *graphs.tasks.values(), *graphs.tails.values())
+    ]
 
     together = plan_weights([joint.graph, *rest]).size_bytes
 

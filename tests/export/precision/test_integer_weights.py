@@ -51,7 +51,9 @@ def test_blocks_unpack_to_the_weights(weight: np.ndarray, bits: int, block: int)
     assert not found[:, width:].any()
 
 
-@pytest.mark.parametrize("quantize", [quantize_rows, lambda weight: quantize_blocks(weight, bits=8, block=16)])
+@pytest.mark.parametrize(
+    "quantize", [quantize_rows, lambda weight: quantize_blocks(weight, bits=8, block=16)]
+)
 def test_zeros_stay_zeros(quantize: object) -> None:
     values, scales = quantize(np.zeros((3, 20), np.float32))  # type: ignore[operator]
 
