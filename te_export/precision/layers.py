@@ -27,8 +27,12 @@ def linear_layers(graph: ir.Graph) -> Iterator[Linear]:
         if isinstance(linear, str):
             continue
         stack = stack_of(tensor_of(linear.weight))
-        parts = 1 if stack is None else len(stack.parts)
-        if linear.width_in * linear.width_out < SMALLEST_WEIGHT * parts or (stack and linear.turned):
+        rows = (
+            [linear.width_out]
+            if stack is None
+            else [int(part.tensor.shape.numpy()[0]) for part in stack.parts]
+        )
+        if linear.width_in * min(rows) < SMALLEST_WEIGHT or (stack and linear.turned):
             continue
         yield linear
 

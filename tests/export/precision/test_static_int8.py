@@ -21,6 +21,7 @@ from te_export.capture.opset import newest_opset
 from te_export.partition import GraphSet
 from te_export.precision.activation_ranges import ActivationRanges, measure_ranges
 from te_export.precision.static_int8 import StaticInt8, count_int8_convolutions
+from te_export.rewrite.stack_linears import stack_linears
 
 Arrays = dict[str, NDArray[np.float32]]
 Convert = Callable[..., tuple[ir.Model, tuple[str, ...]]]
@@ -284,6 +285,19 @@ def test_a_weight_that_two_layers_share_has_one_scale_and_two_biases(convert: Co
         "w#2.int8", "w#2.scales", "w#2.bias", "w#2.bias_scales",
     ]  # fmt: skip
     assert error(run(converted, {"x": ROWS})["y"], run(model, {"x": ROWS})["y"]) < 0.03
+
+
+def test_a_stack_with_a_part_too_small_to_convert_alone_stays(tmp_path: Path) -> None:
+    """Its parts have 19,200 weights on average; the smaller one, alone in the graph of its task, has 12,800."""
+    alone = net(
+        "h = Gemm<transB=1>(x, stem, stem_b) a = Gemm<transB=1>(h, wide, wide_b) b = Gemm<transB=1>(h, thin, thin_b) "
+        "y = Concat<axis=1>(a, b)",
+        stem=(128, 64), stem_b=(128,), wide=(200, 128), wide_b=(200,), thin=(100, 128), thin_b=(100,),
+    )  # fmt: skip
+    stacked = alone.clone()
+    assert stack_linears(stacked.graph, before_cut=False).applied
+    form = StaticInt8(measure_ranges(stacked, {"x": ROWS}, tmp_path))
+    assert form.convert(stacked, NONE) == form.convert(alone, NONE) == ()
 
 
 @pytest.fixture(scope="module", params=["exact", "none"])
