@@ -20,7 +20,7 @@ from te_export.rewrite.pieces import read_split
 
 __all__ = ["ConvLayer", "joined_by", "plan_layers"]
 
-Kind = Callable[[Linear], Hashable | None]
+_Kind = Callable[[Linear], Hashable | None]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class ConvLayer:
         return self.outputs if self.followed_by_relu else tuple(linear.y for linear in self.linears)
 
 
-def plan_layers(graph: ir.Graph, kind: Kind | None = None) -> list[ConvLayer]:
+def plan_layers(graph: ir.Graph, kind: _Kind | None = None) -> list[ConvLayer]:
     """The convolutions to make of a graph, each after those it reads.
 
     Args:

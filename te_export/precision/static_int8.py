@@ -4,7 +4,9 @@
 
 Q and DQ are QuantizeLinear and DequantizeLinear. onnxruntime runs DQ → Conv → Relu → Q as one QLinearConv,
 which on a CPU was measured faster than the same with Gemm; K equal layers side by side are one convolution
-of K groups. Values stay (1, C, B) from layer to layer and are laid out anew where a float32 operator reads.
+of K groups. Values stay (1, C, B) from layer to layer and are laid out anew where a float32 operator reads;
+the transposes are of the kind that onnxruntime, which lays out (1, B, C) within, cancels. Any activation but
+Relu is computed in float32 between Q, DQ of what it reads and Q, DQ of what it gives.
 """
 
 from __future__ import annotations
