@@ -9,7 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from te_export.precision.integer_weights import IntegerWeights, quantize_blocks, quantize_rows
+from te_export.precision.integer_weights import (
+    LARGEST_IN_ROWS,
+    IntegerWeights,
+    quantize_blocks,
+    quantize_rows,
+)
 from te_export.rewrite.linear import Linear, read_linear
 from te_export.rewrite.stack import Part, stack_of, stack_tensors
 
@@ -27,7 +32,8 @@ def test_rows_are_off_by_at_most_half_a_step(weight: np.ndarray) -> None:
 
     assert values.dtype == np.int8
     assert values.shape == weight.shape
-    assert np.abs(values.astype(int)).max() <= 127
+    assert np.abs(values.astype(int)).max() <= LARGEST_IN_ROWS
+    assert np.iinfo(np.int16).max >= 2 * 255 * LARGEST_IN_ROWS
     off = np.abs(values * scales[:, None].astype(np.float64) - weight)
     assert (off <= scales[:, None] * 0.5000001).all()
 
