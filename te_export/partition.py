@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from te_export.capture.joint_graph import EXPERT_FEATURES, JointGraph, prediction_name, routing_weights_name
 from te_export.errors import StructureError
+from te_export.switch import make_switch
 
 __all__ = ["PREDICTION", "ROUTING_WEIGHTS", "GraphSet", "cut_task", "order_initializers", "partition"]
 
@@ -41,7 +42,18 @@ class GraphSet:
     @property
     def models(self) -> tuple[ir.Model, ...]:
         """Every graph, the joint graph first."""
-        return (self.joint, self.trunk, *self.tasks.values(), *self.tails.values())
+        cut = (self.joint, self.trunk, *self.tasks.values(), *self.tails.values())
+        switch = self.switch
+        return cut if switch is None else (*cut, switch)
+
+    @property
+    def switch(self) -> ir.Model | None:
+        """The trunk, and each tail behind a condition: inputs and `asked` (T,) bool → the joint graph's outputs.
+
+        Made anew of `trunk` and `tails` each time, so that it is what they are, whatever was done to them. None
+        where it is of no use (te_export/switch.py).
+        """
+        return make_switch(self.trunk, self.tails)
 
 
 def partition(captured: JointGraph) -> GraphSet:

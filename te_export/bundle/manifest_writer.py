@@ -57,6 +57,7 @@ def build_variant(
         weights=f"{precision}/{WEIGHTS_NAME}",
         joint=graphs.joint,
         trunk=graphs.trunk,
+        switch=graphs.switch,
         tasks=graphs.tasks,
         kept_weights=kept_weights,
         accuracy=accuracy,

@@ -15,11 +15,13 @@ __all__ = ["write_variant"]
 
 
 def write_variant(staged: StagedBundle, graphs: GraphSet, *, folder: str, standalone: bool) -> StagedGraphs:
-    """Write `<folder>/weights.bin`, joint, trunk, task and tail graphs, and standalone graphs if asked for.
+    """Write `<folder>/weights.bin`, joint, trunk, switch, task and tail graphs, and standalone graphs if asked
+    for.
 
     Raises:
         OutputError: the disk is full or cannot be written; a standalone graph would pass 2 GiB.
     """
+    switch = graphs.switch
     layout = plan_weights([model.graph for model in graphs.models])
     alone = sum(_weight_bytes(model, layout) for model in graphs.tasks.values()) if standalone else 0
     staged.check_room(layout.size_bytes + alone)
@@ -39,6 +41,7 @@ def write_variant(staged: StagedBundle, graphs: GraphSet, *, folder: str, standa
         root=staged.root,
         joint=_write_linked(staged, graphs.joint, f"{folder}/joint.onnx", layout),
         trunk=_write_linked(staged, graphs.trunk, f"{folder}/trunk.onnx", layout),
+        switch=None if switch is None else _write_linked(staged, switch, f"{folder}/switch.onnx", layout),
         tasks=tasks,
         task_size_bytes={
             name: _size_alone(staged, model, layout, path=f"{folder}/task-{name}.onnx")
