@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from te_runtime.answers import AnswerReader, TaskReader
 from te_runtime.bundle import Bundle
 from te_runtime.manifest import GraphSpec, TaskSpec, Variant
-from te_runtime.plan import Mode
+from te_runtime.plan import Mode, runs_switch
 from te_runtime.prediction import Prediction
 from te_runtime.providers import Provider
-from te_runtime.session import open_session
+from te_runtime.session import OrtSession, open_session
 from te_runtime.side_by_side import side_by_side
+from te_runtime.switch import SwitchExecutor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,7 +155,7 @@ def open_executor(
         BundleError, ProviderError: as open_session.
     """
 
-    def opening(spec: GraphSpec, graph_threads: int = threads) -> Callable[[], Session]:
+    def opening(spec: GraphSpec, graph_threads: int = threads) -> Callable[[], OrtSession]:
         path = bundle.path(spec.path)
         return lambda: open_session(path, spec, provider=provider, threads=graph_threads, spinning=spinning)
 
@@ -168,6 +169,9 @@ def open_executor(
         sessions = side_by_side([opening(own.graph) for own in variant.tasks])
         answerers = list(map(Answerer, tasks, sessions))
         return SessionExecutor(None, answerers, model_inputs=names, provider=provider)
+    if variant.switch is not None and runs_switch(variant, provider):
+        switch = opening(variant.switch)()
+        return SwitchExecutor(switch, tasks, model_inputs=names, provider=provider)
     trunk, *tails = side_by_side([opening(variant.trunk), *(opening(own.tail, 1) for own in variant.tasks)])
     answerers = list(map(Answerer, tasks, tails))
     return SessionExecutor(trunk, answerers, model_inputs=names, provider=provider)

@@ -4,15 +4,18 @@ Measured on R (784 inputs, 8 experts, 5 tasks, fp32, one thread, onnxruntime 1.3
 one session on the joint graph in the same run; scripts/benchmark_runtime.py measures them again:
 
     mode    memory   all five tasks, B = 1 / 8 / 64   one task, B = 1 / 8 / 64, over its task graph alone
-    joint     1.00       1.00 / 1.00 / 1.00               1.5 / 1.3 / 1.2  (computes every task)
-    split     1.05       1.20 / 1.08 / 1.05               0.99 / 0.96 / 1.01
+    joint     1.00       1.00 / 1.00 / 1.00               1.5 / 1.5 / 1.2  (computes every task)
+    split     1.03       @ALL               @ONE
     task      3.8        3 to 4 times                     1.00
 
-A session packs its weights for itself, so opening the joint graph beside the trunk takes twice the memory,
-and leaving the packing out (mapped weights, which sessions share) makes B = 1 1.4 to 2 times slower. One
-session with an ONNX `If` around each tail took 1.13 times a task graph for one task and 1.16 for five. So
-with several tasks split is what fits every caller within the memory of one joint session, and callers that
-always ask for every task in small batches set mode="joint".
+Here split is the switch graph: trunk and tails in one session, each tail behind a condition, which takes about
+3 µs whether it is met or not. Where there are too many tasks for that (te_export/switch.py), and on CUDA, split is a
+session for the trunk and one for each tail: 1.05 of the memory, five tasks 1.20 / 1.08 / 1.05 in the same setting.
+
+A session packs its weights for itself, so a second session that holds a weight again takes it again: the joint graph
+beside the trunk is twice the memory, and the blocked tails of the joint graph in the switch, behind one condition
+for all tasks, with a session for each tail beside it, 1.27 (all five tasks 1.03). Leaving the packing out (mapped
+weights, which sessions share) makes B = 1 1.4 to 2 times slower.
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ from typing import Literal, NamedTuple, cast, get_args
 
 from te_runtime.choices import parse_choice
 from te_runtime.manifest import GraphSpec, Variant
+from te_runtime.providers import Provider
 
-__all__ = ["Mode", "Plan", "choose_plan"]
+__all__ = ["Mode", "Plan", "choose_plan", "runs_switch"]
 
 Mode = Literal["joint", "split", "task"]
 
@@ -32,7 +36,8 @@ class Plan(NamedTuple):
 
     Attributes:
         mode: `joint`: one graph that computes every task whatever is asked for; `split`: the trunk once, then
-            the tails of the tasks asked for; `task`: a graph of its own per task, each with its own weights.
+            the tails of the tasks asked for, all in one graph or each in its own; `task`: a graph of its own
+            per task, each with its own weights.
         graphs: paths of the opened graphs inside the bundle.
         reason: why this mode.
     """
@@ -45,37 +50,47 @@ class Plan(NamedTuple):
         return "\n".join((f"mode {self.mode}: {self.reason}", *(f"  {path}" for path in self.graphs)))
 
 
-def choose_plan(variant: Variant, mode: str | None) -> Plan:
+def choose_plan(variant: Variant, mode: str | None, provider: Provider = "cpu") -> Plan:
     """Decide which graphs of `variant` to open.
 
     Args:
         variant: one precision of a bundle.
         mode: `joint`, `split` or `task`; None decides by what was measured.
+        provider: where they will run.
 
     Raises:
         InputError: there is no such mode.
     """
     if mode is None:
-        return _automatic(variant)
+        return _automatic(variant, provider)
     known = cast(Mode, parse_choice("mode", mode, get_args(Mode)))
-    return Plan(known, _graphs(variant, known), "asked for")
+    return Plan(known, _graphs(variant, known, provider), "asked for")
 
 
-def _automatic(variant: Variant) -> Plan:
+def _automatic(variant: Variant, provider: Provider) -> Plan:
     if len(variant.tasks) == 1:
         reason = "the only task needs one graph, in one session"
-        return Plan("joint", _graphs(variant, "joint"), reason)
-    reason = (
-        "holds the weights once and runs only the tails asked for; "
-        'mode="joint" is faster where every task is asked for in small batches'
-    )
-    return Plan("split", _graphs(variant, "split"), reason)
+        return Plan("joint", _graphs(variant, "joint", provider), reason)
+    reason = "holds the weights once and runs only the tails asked for"
+    if runs_switch(variant, provider):
+        reason += ", all of them in one session"
+    else:
+        reason += '; mode="joint" is faster where every task is asked for in small batches'
+    return Plan("split", _graphs(variant, "split", provider), reason)
 
 
-def _graphs(variant: Variant, mode: Mode) -> tuple[str, ...]:
+def runs_switch(variant: Variant, provider: Provider) -> bool:
+    """Whether mode `split` is the switch graph: on the CPU, where the variant has one."""
+    return variant.switch is not None and provider == "cpu"
+
+
+def _graphs(variant: Variant, mode: Mode, provider: Provider) -> tuple[str, ...]:
+    split = (variant.trunk, *(task.tail for task in variant.tasks))
+    if variant.switch is not None and runs_switch(variant, provider):
+        split = (variant.switch,)
     opened: dict[Mode, tuple[GraphSpec, ...]] = {
         "joint": (variant.joint,),
-        "split": (variant.trunk, *(task.tail for task in variant.tasks)),
+        "split": split,
         "task": tuple(task.graph for task in variant.tasks),
     }
     return tuple(graph.path for graph in opened[mode])
