@@ -93,6 +93,7 @@ def _behind_condition(
     _check_flat(tail)
     if [value.name for value in tail.inputs] != [EXPERT_FEATURES] or len(tail.outputs) != 2:
         raise StructureError(f"{_NAME}: {tail.name} is no tail: expected {EXPERT_FEATURES} → two outputs")
+    _import_opsets(graph, tail)
     tail.inputs[0].replace_all_uses_with(features)
     for value in list(tail.initializers.values()):
         value.replace_all_uses_with(_at_top(graph, value, task))
@@ -113,6 +114,16 @@ def _behind_condition(
     for output, value, name in zip(made.outputs, outputs, names, strict=True):
         output.name, output.shape, output.type = name, value.shape, value.type
     return made
+
+
+def _import_opsets(graph: ir.Graph, tail: ir.Graph) -> None:
+    """Let the graph know every domain of operators that the tail does: those of quantized layers, for one."""
+    for domain, version in tail.opset_imports.items():
+        known = graph.opset_imports.setdefault(domain, version)
+        if known != version:
+            raise StructureError(
+                f"{_NAME}: {tail.name} is of opset {version} of {domain or 'ai.onnx'}, others of {known}"
+            )
 
 
 def _at_top(graph: ir.Graph, value: ir.Value, task: str) -> ir.Value:

@@ -175,10 +175,12 @@ def quantize(graph: ir.Graph) -> None:
 def test_other_precisions_are_carried_over_whatever_their_operators_are(graphs: GraphSet) -> None:
     for model in (graphs.trunk, *graphs.tails.values()):
         quantize(model.graph)
+    graphs.tails["task_2"].graph.opset_imports["com.microsoft"] = 1
 
     switch = made(graphs)
 
     proved(switch, graphs)
+    assert switch.graph.opset_imports["com.microsoft"] == 1
     nodes = [node.op_type for node in switch.graph.all_nodes()]
     assert (nodes.count("DequantizeLinear"), nodes.count("Anything")) == (4, 4)
 
@@ -200,6 +202,10 @@ def hold_a_graph(graphs: GraphSet) -> None:
     node.attributes["body"] = ir.AttrGraph("body", ir.Graph([], [], nodes=[]))
 
 
+def be_older(graphs: GraphSet) -> None:
+    graphs.tails["task_1"].graph.opset_imports[""] = 18
+
+
 def lose_a_shape(graphs: GraphSet) -> None:
     graphs.tails["task_1"].graph.outputs[0].shape = None
 
@@ -211,6 +217,7 @@ def lose_a_shape(graphs: GraphSet) -> None:
         (read_something_else, "switch: tail-task_1 is no tail"),
         (lose_an_output, "switch: tail-task_1 is no tail"),
         (hold_a_graph, "switch: tail-task_1 has nodes with graphs inside"),
+        (be_older, "switch: tail-task_1 is of opset 18 of ai.onnx, others of"),
         (lose_a_shape, "has shape None, expected numbers after the batch axis"),
     ],
 )
