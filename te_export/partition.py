@@ -41,10 +41,8 @@ class GraphSet:
 
     @property
     def models(self) -> tuple[ir.Model, ...]:
-        """Every graph, the joint graph first."""
-        cut = (self.joint, self.trunk, *self.tasks.values(), *self.tails.values())
-        switch = self.switch
-        return cut if switch is None else (*cut, switch)
+        """Every graph that is held, the joint graph first; the switch graph is made of them."""
+        return (self.joint, self.trunk, *self.tasks.values(), *self.tails.values())
 
     @property
     def switch(self) -> ir.Model | None:

@@ -22,7 +22,8 @@ def write_variant(staged: StagedBundle, graphs: GraphSet, *, folder: str, standa
         OutputError: the disk is full or cannot be written; a standalone graph would pass 2 GiB.
     """
     switch = graphs.switch
-    layout = plan_weights([model.graph for model in graphs.models])
+    models = graphs.models if switch is None else (*graphs.models, switch)
+    layout = plan_weights([model.graph for model in models])
     alone = sum(_weight_bytes(model, layout) for model in graphs.tasks.values()) if standalone else 0
     staged.check_room(layout.size_bytes + alone)
     staged.write(f"{folder}/{WEIGHTS_NAME}", weight_chunks(layout))
