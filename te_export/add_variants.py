@@ -65,7 +65,7 @@ def add_variants(
                 found = _add(precision, staged, fp32, references, evaluation, options)
             except GateError as error:
                 staged.discard(precision)
-                failed.append(FailedVariant(precision, str(error)))
+                failed.append(FailedVariant(precision, _reason(precision, error)))
                 step.detail = "left out"
             else:
                 added.append(found)
@@ -89,7 +89,7 @@ def _add(
     with staged.scratch() as scratch:
         built = build_variant_graphs(precision, fp32, evaluation, scratch)
     files = write_variant(staged, built.graphs, folder=precision, standalone=options.standalone)
-    parity = verify_lower_precision(files, references)
+    parity = verify_lower_precision(precision, files, references)
     return _Added(
         variant=build_variant(
             precision,
@@ -110,6 +110,11 @@ def _add(
         ),
         notes=built.notes,
     )
+
+
+def _reason(precision: Precision, error: GateError) -> str:
+    told = str(error)
+    return told if told.startswith(precision) else f"{precision} is left out: {told}"
 
 
 def _accuracy(built: BuiltVariant, evaluation: Evaluation) -> tuple[TaskAccuracy, ...]:
