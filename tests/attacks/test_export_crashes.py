@@ -1,7 +1,8 @@
 """An export that replaces a bundle is stopped at every step and at random moments; the bundle is always whole.
 
 One process imports everything, captures the model and computes the references once; each trial is a fork of it that
-runs the command line with all the rest as it is: reading, writing, checking, publishing, cleaning up.
+runs the command line with all the rest as it is: reading, writing, checking, publishing, cleaning up. A second such
+process builds int8 too, whose graphs are tried out in a scratch folder before anything of it is written.
 """
 
 from __future__ import annotations
@@ -23,22 +24,25 @@ import torch
 
 from te_export.models.task_expert import TaskExpertConfig, TaskExpertModel
 
+ANY_LOSS = ("--max-accuracy-drop", "100")
+
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "fork"), reason="needs fork and POSIX signals: Linux or macOS"
 )
 
 DRIVER = '''
-import json, os, resource, shutil, signal, sys, time
+import functools, json, os, resource, shutil, signal, sys, time
 from pathlib import Path
 
 import torch
 
 from te_export import cli, pipeline
+from te_export.precision import variants
 from te_runtime.bundle import open_bundle
 from te_runtime.errors import TeRuntimeError
 
 torch.set_num_threads(1)
-folder = Path(sys.argv[1])
+folder, flags = Path(sys.argv[1]), sys.argv[2:]
 target = folder / "model-onnx"
 plain_capture, plain_references, known = pipeline.capture, pipeline.evaluate_references, {}
 EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "ctypes.dlsym"}
@@ -56,6 +60,7 @@ def once(function):
     return answer
 
 
+variants.measure_ratios = functools.partial(variants.measure_ratios, seconds=0.02)
 pipeline.capture = once(plain_capture)
 pipeline.evaluate_references = once(plain_references)
 
@@ -94,7 +99,7 @@ def at_event(number, *signals):
             return
         seen += 1
         if number is None:
-            print(event, file=count, flush=True)
+            print(event, *arguments[:1], file=count, flush=True)
         elif seen == number:
             for one in signals:
                 os.kill(os.getpid(), one)
@@ -133,7 +138,7 @@ def trial(kind, arguments, prepare, stop=None):
 def main():
     old, new = folder / "a.pt", folder / "b.pt"
     for path in (old, new):
-        plain_run = [path, "-q", "-o", folder / "warm", "--dry-run"]
+        plain_run = [path, "-q", "-o", folder / "warm", "--dry-run", *flags]
         # Once in this process, for the captures.
         sys.argv = ["te-export", *map(str, plain_run)]
         try:
@@ -142,22 +147,24 @@ def main():
             assert left.code == 0
     for name in ("SIGTERM", "SIGHUP"):
         signal.signal(getattr(signal, name), signal.SIG_DFL)
-    assert ended(run([old, "-q", "-o", folder / "old"], lambda: None)) == 0
+    assert ended(run([old, "-q", "-o", folder / "old", *flags], lambda: None)) == 0
     restore()
     print(json.dumps({"old": state()}), flush=True)
-    replace = [new, "-o", target, "--force"]
+    replace = [new, "-o", target, "--force", *flags]
 
     begun = time.monotonic()
     trial("undisturbed", replace, lambda: at_event(None))
     duration = time.monotonic() - begun
-    events = len((folder / "events.txt").read_text().splitlines())
+    events = (folder / "events.txt").read_text().splitlines()
     for line in sys.stdin:
         order = json.loads(line)
         names = order.get("signals", [])
         signals = [getattr(signal, name) for name in names]
         if order["kind"] == "events":
-            for number in range(1 + order["first"], events + 1, order["step"]):
-                trial(f"{names} at event {number} of {events}", replace, lambda: at_event(number, *signals))
+            within = [number for number, event in enumerate(events, 1) if order["within"] in event]
+            for number in within[order["first"] :: order["step"]]:
+                kind = f"{names} at event {number} of {len(events)}, {events[number - 1]}"
+                trial(kind, replace, lambda: at_event(number, *signals))
         elif order["kind"] == "moments":
             for fraction in order["fractions"]:
                 def stop(child):
@@ -170,9 +177,9 @@ def main():
                 resource.setrlimit(resource.RLIMIT_FSIZE, (order["bytes"], order["bytes"]))
             trial(f"files of at most {order['bytes']} bytes", replace, limit)
         elif order["kind"] == "full disk":
-            trial("full disk", [new, "-o", order["target"], *order["flags"]], lambda: None)
+            trial("full disk", [new, "-o", order["target"], *flags, *order["flags"]], lambda: None)
         elif order["kind"] == "killed, then again":
-            child = run(replace, lambda: at_event(events // 2, signal.SIGKILL))
+            child = run(replace, lambda: at_event(len(events) // 2, signal.SIGKILL))
             ended(child)
             trial("after a kill", replace, lambda: None)
         print(json.dumps({"kind": "end"}), flush=True)
@@ -182,10 +189,10 @@ main()
 '''
 
 
-def save(path: Path, seed: int) -> None:
+def save(path: Path, seed: int, *, width: int = 24) -> None:
     """A small checkpoint whose weights are seeded."""
     config = TaskExpertConfig(
-        input_dim=12, backbone_dim=24, expert_dim=8, num_experts=2, num_tasks=2, task_output_dims=(3, 1)
+        input_dim=12, backbone_dim=width, expert_dim=8, num_experts=2, num_tasks=2, task_output_dims=(3, 1)
     )
     model = TaskExpertModel(config)
     rng = np.random.default_rng(seed)
@@ -199,11 +206,11 @@ def save(path: Path, seed: int) -> None:
 class Exporter:
     """The process that trials are forks of."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *flags: str | Path) -> None:
         self.folder = folder
         with (folder / "driver.txt").open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", DRIVER, str(folder)],
+                [sys.executable, "-c", DRIVER, str(folder), *map(str, flags)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -254,6 +261,17 @@ def exporter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exporter]:
     running.close()
 
 
+@pytest.fixture(scope="module")
+def int8_exporter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exporter]:
+    folder = tmp_path_factory.mktemp("int8 crashes")
+    save(folder / "a.pt", 1, width=160)
+    save(folder / "b.pt", 2, width=160)
+    np.savez(folder / "rows.npz", x=np.random.default_rng(0).standard_normal((64, 12)))
+    running = Exporter(folder, "--precision", "int8", "--calibration-data", folder / "rows.npz", *ANY_LOSS)
+    yield running
+    running.close()
+
+
 def assert_whole(exporter: Exporter, record: dict[str, object]) -> None:
     """The old bundle or the new one, whole; the new one wherever the command said that it was done."""
     assert record["state"] in (exporter.old, exporter.new), record
@@ -267,7 +285,7 @@ def assert_tidy(record: dict[str, object]) -> None:
 
 
 def test_killed_at_every_step_the_bundle_is_whole(exporter: Exporter) -> None:
-    found = exporter.trials(kind="events", signals=["SIGKILL"], first=0, step=1)
+    found = exporter.trials(kind="events", signals=["SIGKILL"], within="", first=0, step=1)
 
     assert len(found) > 25, found
     for record in found:
@@ -280,7 +298,7 @@ def test_killed_at_every_step_the_bundle_is_whole(exporter: Exporter) -> None:
 def test_interrupted_at_any_step_the_bundle_is_whole_and_nothing_is_left(
     name: str, first: int, exporter: Exporter
 ) -> None:
-    found = exporter.trials(kind="events", signals=[name], first=first, step=4)
+    found = exporter.trials(kind="events", signals=[name], within="", first=first, step=4)
 
     assert len(found) > 8
     for record in found:
@@ -291,11 +309,33 @@ def test_interrupted_at_any_step_the_bundle_is_whole_and_nothing_is_left(
 
 
 def test_interrupted_twice_at_a_step_nothing_is_left_either(exporter: Exporter) -> None:
-    found = exporter.trials(kind="events", signals=["SIGINT", "SIGTERM"], first=3, step=5)
+    found = exporter.trials(kind="events", signals=["SIGINT", "SIGTERM"], within="", first=3, step=5)
 
     for record in found:
         assert record["code"] == 130, record
         assert_whole(exporter, record)
+        assert_tidy(record)
+
+
+def test_killed_while_int8_is_tried_out_the_old_bundle_stands(int8_exporter: Exporter) -> None:
+    found = int8_exporter.trials(kind="events", signals=["SIGKILL"], within="scratch", first=0, step=2)
+
+    assert len(found) > 12, found
+    for record in found:
+        assert record["code"] == -signal.SIGKILL
+        assert record["state"] == int8_exporter.old
+
+
+@pytest.mark.parametrize(("name", "first"), [("SIGINT", 0), ("SIGTERM", 3)])
+def test_interrupted_while_int8_is_tried_out_nothing_is_left(
+    name: str, first: int, int8_exporter: Exporter
+) -> None:
+    found = int8_exporter.trials(kind="events", signals=[name], within="scratch", first=first, step=4)
+
+    assert len(found) > 5, found
+    for record in found:
+        assert record["code"] == 130, record
+        assert record["state"] == int8_exporter.old
         assert_tidy(record)
 
 
@@ -348,6 +388,19 @@ def test_a_full_disk_is_left_empty(problem: str, tiny_disk: Path, exporter: Expo
 
     assert record["code"] == 2, record
     assert problem in str(record["output"])
+    assert list(tiny_disk.iterdir()) == []
+    assert_tidy(record)
+
+
+@pytest.mark.parametrize("tiny_disk", [900], indirect=True)
+def test_a_disk_that_fills_while_int8_is_tried_out_is_left_empty(
+    tiny_disk: Path, int8_exporter: Exporter
+) -> None:
+    (record,) = int8_exporter.trials(kind="full disk", target=str(tiny_disk / "out"), flags=[])
+
+    assert record["code"] == 2, record
+    assert "rows through every graph" in str(record["output"])  # of fp32, which fits
+    assert "No space left on device" in str(record["output"])
     assert list(tiny_disk.iterdir()) == []
     assert_tidy(record)
 
