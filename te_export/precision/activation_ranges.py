@@ -222,5 +222,5 @@ def _write(model: ir.Model, scratch: Path) -> None:
     except OSError as error:
         raise OutputError(
             f"the calibration graph ({layout.size_bytes:,} bytes) could not be written to {scratch}: "
-            f"{error.strerror or error}"
+            f"{error.strerror or error}. Free some space, or choose another folder with -o DIR."
         ) from error

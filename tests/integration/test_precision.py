@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib.util
 import json
@@ -25,13 +26,13 @@ from te_export import cli, pipeline
 from te_export.capture.joint_graph import JointGraph
 from te_export.models.exportable import ExportableModel
 from te_export.models.task_expert import TaskExpertConfig, TaskExpertModel
-from te_export.precision import variants
+from te_export.precision import activation_ranges, repair, trial, variants
 from te_export.precision.latency import measure_ratios
 from te_runtime.bundle import open_bundle
 from te_runtime.manifest import Variant
 
 ROOT = Path(__file__).parents[2]
-LOWER = ("int8", "int4")
+LOWER = ("int8", "int4", "fp16")
 BUDGET_POINTS = 0.5
 MODES = ("joint", "split", "task")
 
@@ -435,6 +436,31 @@ def test_calibration_data_that_cannot_be_used_is_refused_before_anything_is_writ
     assert done.code == 2
     assert REFUSED[kind] in done.err
     assert sorted(tmp_path.iterdir()) == before
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("what", ["weights", "graph", "folder", "calibration graph"])
+def test_a_disk_that_fills_while_int8_is_built_leaves_nothing(
+    what: str, command: Command, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise FULL
+
+    where, name = {
+        "weights": (trial, "weight_chunks"),
+        "graph": (trial, "linked_bytes"),
+        "folder": (repair.tempfile, "mkdtemp"),
+        "calibration graph": (activation_ranges, "linked_bytes"),
+    }[what]
+    monkeypatch.setattr(where, name, fail)
+
+    done = export_int8(command, digits, tmp_path / "out", "--calibration-data", digits.data, "--json")
+
+    assert done.code == json.loads(done.out)["exit_code"] == 2
+    assert "No space left on device. Free some space, or choose another folder with -o DIR" in done.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dry_run_builds_int8_and_writes_nothing(command: Command, digits: Digits, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -189,6 +190,48 @@ def test_a_failure_in_the_middle_of_a_file_leaves_nothing(target: Path) -> None:
         staged.write("a", chunks())  # type: ignore[arg-type]
 
     assert list(target.parent.iterdir()) == []
+
+
+# What is only tried
+
+
+@pytest.mark.parametrize("error", [None, FULL, PermissionError(13, "denied"), ValueError("a defect")])
+def test_a_scratch_folder_is_gone_however_its_use_ends(
+    error: Exception | None, staged_bundle: StagedBundle, target: Path
+) -> None:
+    expected = OutputError if isinstance(error, OSError) else ValueError
+    with (
+        pytest.raises(expected) if error else contextlib.nullcontext() as caught,
+        staged_bundle.scratch() as folder,
+    ):
+        (folder / "deeper").mkdir()
+        (folder / "deeper/weights.bin").write_bytes(b"1" * 5000)
+        if error:
+            raise error
+
+    if isinstance(error, OSError):
+        assert caught is not None
+        assert error.strerror in str(caught.value)
+    assert list(staged_bundle.root.iterdir()) == []
+    assert staged_bundle.files == ()
+
+
+def test_a_scratch_folder_can_be_had_again(staged_bundle: StagedBundle) -> None:
+    for _ in range(2):
+        with staged_bundle.scratch() as folder:
+            assert list(folder.iterdir()) == []
+            (folder / "file").write_bytes(b"1")
+
+
+def test_what_is_discarded_is_neither_there_nor_listed(staged_bundle: StagedBundle) -> None:
+    for path in ("fp32/weights.bin", "int8/weights.bin", "int8/joint.onnx"):
+        staged_bundle.write(path, [b"1"])
+
+    staged_bundle.discard("int8")
+    staged_bundle.discard("fp16")
+
+    assert [entry.path for entry in staged_bundle.files] == ["fp32/weights.bin"]
+    assert [path.name for path in staged_bundle.root.iterdir()] == ["fp32"]
 
 
 def test_too_little_room_is_refused_with_both_figures(
