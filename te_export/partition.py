@@ -41,7 +41,7 @@ class GraphSet:
 
     @property
     def models(self) -> tuple[ir.Model, ...]:
-        """Every graph that is held, the joint graph first; the switch graph is made of them."""
+        """Every graph but the switch, which is made of them; the joint graph first."""
         return (self.joint, self.trunk, *self.tasks.values(), *self.tails.values())
 
     @property

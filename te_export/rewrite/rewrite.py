@@ -93,7 +93,7 @@ def rewrite_cut(
         cancel_shapes,
     ]
     added, sources = _apply(rules, graphs.joint.graph, graphs.sources)
-    for model in (graphs.joint, graphs.trunk, *graphs.tasks.values(), *graphs.tails.values()):
+    for model in graphs.models:
         order_initializers(model.graph)
     graphs = replace(graphs, sources=sources)
     applied = log.applied + added.applied
