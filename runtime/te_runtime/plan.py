@@ -3,14 +3,15 @@
 Measured on R (784 inputs, 8 experts, 5 tasks, fp32, one thread, onnxruntime 1.31, AMD EPYC), each figure over
 one session on the joint graph in the same run; scripts/benchmark_runtime.py measures them again:
 
-    mode    memory   all five tasks, B = 1 / 8 / 64   one task, B = 1 / 8 / 64, over its task graph alone
-    joint     1.00       1.00 / 1.00 / 1.00               1.5 / 1.5 / 1.2  (computes every task)
-    split     1.03       @ALL               @ONE
-    task      3.8        3 to 4 times                     1.00
+    mode           memory   all five tasks, B = 1 / 8 / 64   one task, over its task graph alone
+    joint            1.00       1.00 / 1.00 / 1.00               1.4 / 1.3 / 1.2  (computes every task)
+    split, switch    1.03       1.04 to 1.13 / 1.07 / 1.02       1.04 to 1.11 / 1.05 / 1.01
+    split, apart     1.05       1.09 to 1.20 / 1.06 / 1.03       0.98 / 1.00 / 1.00
+    task             3.8        3 to 4 times                     1.00
 
-Here split is the switch graph: trunk and tails in one session, each tail behind a condition, which takes about
-3 µs whether it is met or not. Where there are too many tasks for that (te_export/switch.py), and on CUDA, split is a
-session for the trunk and one for each tail: 1.05 of the memory, five tasks 1.20 / 1.08 / 1.05 in the same setting.
+(ranges: medians of several runs on a busy machine). Switch is the switch graph: trunk and tails in one session, each
+tail behind a condition, which takes about 3 µs whether it is met or not. Apart is a session for the trunk and one for
+each tail, on CUDA and where there are too many tasks for that (te_export/switch.py).
 
 A session packs its weights for itself, so a second session that holds a weight again takes it again: the joint graph
 beside the trunk is twice the memory, and the blocked tails of the joint graph in the switch, behind one condition
