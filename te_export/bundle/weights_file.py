@@ -1,6 +1,7 @@
 """weights.bin: every initializer above a small size, once, for all graphs of a variant.
 
-A stack (rewrite/stack.py) is laid out as one tensor, and its parts as the ranges of bytes they are in it.
+A stack (rewrite/stack.py) is laid out as one tensor, and its parts as the ranges of bytes they are in it. A stack
+whose parts already lie one after another is the range of bytes that they are together.
 """
 
 from __future__ import annotations
@@ -46,17 +47,25 @@ def plan_weights(graphs: Sequence[ir.Graph]) -> WeightsLayout:
     at a multiple of 64. The parts of a stack follow one another without gaps.
     """
     places: dict[str, tuple[int, int]] = {}
+    parts: dict[str, tuple[int, int]] = {}
     written: list[tuple[int, ir.TensorProtocol]] = []
     end = 0
     for name, tensor in _tensors(graphs):
         if tensor.nbytes < SMALL_BYTES or tensor.dtype == ir.DataType.INT64 or name in places:
+            continue
+        lying = _range_of(tensor, parts)
+        if lying is not None:
+            places[name] = lying
             continue
         alignment = PAGE_BYTES if tensor.nbytes >= PAGE_BYTES else SMALL_ALIGNMENT
         offset = -(-end // alignment) * alignment
         places[name] = (offset, tensor.nbytes)
         written.append((offset, tensor))
         end = offset + tensor.nbytes
-        places |= {part: place for part, place in _places_inside(tensor, offset) if part not in places}
+        for part, place in _places_inside(tensor, offset):
+            parts.setdefault(part, place)
+            if place[1] >= SMALL_BYTES:
+                places.setdefault(part, place)
     return WeightsLayout(places=places, written=tuple(written), size_bytes=end)
 
 
@@ -85,9 +94,22 @@ def _tensors(graphs: Sequence[ir.Graph]) -> Iterator[tuple[str, ir.TensorProtoco
 def _places_inside(tensor: ir.TensorProtocol, offset: int) -> Iterator[tuple[str, tuple[int, int]]]:
     stack = stack_of(tensor)
     for part in () if stack is None else stack.parts:
-        if part.tensor.nbytes >= SMALL_BYTES:
-            yield part.name, (offset, part.tensor.nbytes)
+        yield part.name, (offset, part.tensor.nbytes)
         offset += part.tensor.nbytes
+
+
+def _range_of(tensor: ir.TensorProtocol, parts: Mapping[str, tuple[int, int]]) -> tuple[int, int] | None:
+    """Where the bytes of a stack already lie as a whole, if they do."""
+    stack = stack_of(tensor)
+    if stack is None or any(part.name not in parts for part in stack.parts):
+        return None
+    begin = end = parts[stack.parts[0].name][0]
+    for part in stack.parts:
+        offset, length = parts[part.name]
+        if offset != end or length != part.tensor.nbytes:
+            return None
+        end += length
+    return begin, end - begin
 
 
 def _chunks(tensor: ir.TensorProtocol) -> Iterator[memoryview]:
