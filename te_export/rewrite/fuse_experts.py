@@ -16,17 +16,28 @@ from te_export.rewrite.edit import Edit, axes_of
 from te_export.rewrite.linear import only_reader
 from te_export.rewrite.log import Applied, Declined, Findings
 
-__all__ = ["RULE", "fuse_experts"]
+__all__ = ["RULE", "WeightedSum", "fuse_experts", "read_weighted_sum"]
 
 RULE = "fuse_experts"
 
 
 @dataclass(frozen=True)
-class _Fusion:
+class WeightedSum:
+    """A fusion as torch has it.
+
+    Attributes:
+        total: the ReduceSum; its output is (B, D).
+        product: the Mul under it.
+        weights: (B, K).
+        experts: (B, K, D).
+        count, width: K and D.
+    """
+
     total: ir.Node
+    product: ir.Node
     weights: ir.Value
     experts: ir.Value
-    batch: int | str
+    batch: str
     count: int
     width: int
 
@@ -52,6 +63,13 @@ def fuse_experts(graph: ir.Graph) -> Findings:
     return Findings(tuple(applied), tuple(declined))
 
 
+def read_weighted_sum(node: ir.Node) -> WeightedSum | None:
+    """The fusion whose ReduceSum is `node`; None if it is none, or not of the form above."""
+    product = _match(node)
+    found = None if product is None else _check(node, product)
+    return found if isinstance(found, WeightedSum) else None
+
+
 def _match(total: ir.Node) -> ir.Node | None:
     """The Mul under a ReduceSum, one of whose factors is an Unsqueeze."""
     product = total.inputs[0].producer() if total.op_type == "ReduceSum" and total.inputs[0] else None
@@ -61,7 +79,7 @@ def _match(total: ir.Node) -> ir.Node | None:
     return product if any(p is not None and p.op_type == "Unsqueeze" for p in producers) else None
 
 
-def _check(total: ir.Node, product: ir.Node) -> _Fusion | str:
+def _check(total: ir.Node, product: ir.Node) -> WeightedSum | str:
     if only_reader(product.outputs[0]) is not total:
         return "the weighted experts are read by something else than their sum"
     keepdims = total.attributes.get("keepdims")
@@ -80,11 +98,11 @@ def _check(total: ir.Node, product: ir.Node) -> _Fusion | str:
         batch, count, width = shape
         fits = column == (batch, count, 1) and axes_of(weights) == (batch, count)
         if fits and isinstance(count, int) and isinstance(width, int) and isinstance(batch, str):
-            return _Fusion(total, weights, experts, batch, count, width)
+            return WeightedSum(total, product, weights, experts, batch, count, width)
     return "its factors are not weights (batch, experts, 1) and features (batch, experts, width)"
 
 
-def _rewrite(edit: Edit, fusion: _Fusion) -> None:
+def _rewrite(edit: Edit, fusion: WeightedSum) -> None:
     name = f"{fusion.total.name}.fusion"
     batch, count, width = fusion.batch, fusion.count, fusion.width
     row_shape = edit.integers([-1, 1, count], name=f"{name}.row_shape")

@@ -3,8 +3,9 @@
     captured joint graph → rewrite → (partition) → rewrite_cut → graphs to write
 
 `rewrite` works on the joint graph before it is cut, so every graph shares what it finds; `rewrite_cut` works
-on the graphs after it, and blocks the joint graph's tails, which no other graph has together. Rules look at
-operators, constants and uses, never at names. Each is applied until it finds nothing more.
+on the graphs after it, and blocks the joint graph's tails, which no other graph has together; `rewrite_alone`
+works on a task graph that was cut before any rewrite. Rules look at operators, constants and uses, never at
+names. Each is applied until it finds nothing more.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from te_export.rewrite.stack_linears import stack_linears
 from te_export.rewrite.turn_heads import turn_heads
 from te_runtime.manifest import OptimizeLevel, TargetProvider
 
-__all__ = ["Rewritten", "rewrite", "rewrite_cut"]
+__all__ = ["Rewritten", "rewrite", "rewrite_alone", "rewrite_cut"]
 
 Rule = Callable[[ir.Graph], Findings]
 
@@ -55,16 +56,36 @@ def rewrite(captured: JointGraph, *, provider: TargetProvider, level: OptimizeLe
     if level == "none":
         return Rewritten(captured, RewriteLog())
     model = captured.model.clone()
-    rules: list[Rule] = [
+    rules: list[Rule] = [*_before_cut(provider, {}), partial(turn_heads, provider=provider)]
+    log, sources = _apply(rules, model.graph, captured.sources)
+    return Rewritten(replace(captured, model=model, sources=sources), log)
+
+
+def rewrite_alone(
+    graph: JointGraph, *, provider: TargetProvider, level: OptimizeLevel, laid_out: Mapping[str, int]
+) -> JointGraph:
+    """Rewrite a graph of one task that shares its weights with graphs rewritten before; `graph` stays as it is.
+
+    Args:
+        laid_out: as stack_linears takes it.
+    """
+    if level == "none":
+        return graph
+    model = graph.model.clone()
+    _, sources = _apply([*_before_cut(provider, laid_out), cancel_shapes], model.graph, graph.sources)
+    order_initializers(model.graph)
+    return replace(graph, model=model, sources=sources)
+
+
+def _before_cut(provider: TargetProvider, laid_out: Mapping[str, int]) -> list[Rule]:
+    """The rules for a graph whose layers are all apart."""
+    return [
         fold_linears,
-        partial(stack_linears, before_cut=True),
+        partial(stack_linears, before_cut=True, laid_out=laid_out),
         partial(batch_linears, provider=provider, before_cut=True),
         assemble_experts,
         fuse_experts,
-        partial(turn_heads, provider=provider),
     ]
-    log, sources = _apply(rules, model.graph, captured.sources)
-    return Rewritten(replace(captured, model=model, sources=sources), log)
 
 
 def rewrite_cut(

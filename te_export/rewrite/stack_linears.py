@@ -5,10 +5,13 @@
 
 Nothing is computed: the stacked weight is the concatenation of the bytes of the W_i, which keep their names
 in weights.bin. All layers of a stack have the same activation, or none. Before the cut they must also serve
-the same outputs, or a task graph would compute the layers of other tasks.
+the same outputs, or a task graph would compute the layers of other tasks. A graph that shares the stacks of others,
+with some layers gone, stacks those alone that lie one after another there, so that no weight is stored again.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import onnx_ir as ir
 
@@ -16,23 +19,30 @@ from te_export.rewrite.edit import Edit, joined_name
 from te_export.rewrite.linear import Linear, activated, activation_key, only_reader, read_linear, tensor_of
 from te_export.rewrite.log import Applied, Declined, Findings
 from te_export.rewrite.served_outputs import served_outputs
-from te_export.rewrite.stack import Part, stack_tensors
+from te_export.rewrite.stack import Part, stack_of, stack_tensors
 
 __all__ = ["RULE", "stack_linears"]
 
 RULE = "stack_linears"
 
 
-def stack_linears(graph: ir.Graph, *, before_cut: bool) -> Findings:
-    """Stack every group of linear layers that read one value, in place."""
+def stack_linears(
+    graph: ir.Graph, *, before_cut: bool, laid_out: Mapping[str, int] | None = None
+) -> Findings:
+    """Stack every group of linear layers that read one value, in place.
+
+    Args:
+        before_cut: whether task graphs are still to be cut out.
+        laid_out: where weights already lie, by name: neighbours have consecutive numbers. None for nowhere.
+    """
     served = served_outputs(graph) if before_cut else {}
     applied: list[Applied] = []
     declined: list[Declined] = []
     for layers, refused in _groups(graph):
         declined += refused
         kinds: dict[object, list[Linear]] = {}
-        for layer in layers:
-            kinds.setdefault((served.get(layer.node), activation_key(layer.y)), []).append(layer)
+        for layer, run in zip(layers, _runs(layers, laid_out or {}), strict=True):
+            kinds.setdefault((served.get(layer.node), activation_key(layer.y), run), []).append(layer)
         for kind in kinds.values():
             if len(kind) > 1:
                 applied.append(Applied(RULE, kind[0].name, _rewrite(graph, kind)))
@@ -73,6 +83,27 @@ def _check(node: ir.Node) -> Linear | str:
     if layer.bias is None:
         return "it has no bias"
     return layer
+
+
+def _runs(layers: list[Linear], laid_out: Mapping[str, int]) -> list[int]:
+    """For each layer, which run of neighbours it is in: 0 for all whose weights lie nowhere yet."""
+    runs: list[int] = []
+    end: int | None = None
+    count = 0
+    for layer in layers:
+        names = _part_names(layer.weight)
+        begin = laid_out.get(names[0])
+        if begin is not None and begin != end:
+            count += 1
+        runs.append(0 if begin is None else count)
+        end = None if begin is None else begin + len(names)
+    return runs
+
+
+def _part_names(weight: ir.Value) -> list[str]:
+    """The names of the parts of a stack, or of the one weight there is."""
+    stack = stack_of(weight.const_value)
+    return [str(weight.name)] if stack is None else [part.name for part in stack.parts]
 
 
 def _why_alone(kinds: dict[object, list[Linear]], *, before_cut: bool) -> str:

@@ -8,7 +8,12 @@ from te_export.rewrite.edit import Edit
 from te_export.rewrite.linear import Linear, tensor_of
 from te_export.rewrite.stack import Part
 
-__all__ = ["turn", "turned_part"]
+__all__ = ["turn", "turned_name", "turned_part"]
+
+
+def turned_name(weight: str) -> str:
+    """What a weight is called once it is turned."""
+    return f"{weight}.turned"
 
 
 def turned_part(layer: Linear) -> Part:
@@ -17,7 +22,7 @@ def turned_part(layer: Linear) -> Part:
     name = str(layer.weight.name)
     if layer.turned:
         return Part(name, tensor)
-    return Part(f"{name}.turned", ir.tensor(layer.weight_out_in().T, name=f"{name}.turned"))
+    return Part(turned_name(name), ir.tensor(layer.weight_out_in().T, name=turned_name(name)))
 
 
 def turn(edit: Edit, layer: Linear) -> tuple[str, str]:
