@@ -43,6 +43,8 @@ def check_interfaces(manifest: Manifest, where: str) -> None:
                 _check_task_graph(task, graphs.tail, feeding_tail)
                 if graphs.standalone is not None:
                     _check_task_graph(task, graphs.standalone, manifest.inputs)
+                if graphs.pruned is not None:
+                    _check_task_graph(task, graphs.pruned.graph, manifest.inputs)
     except _MisfitError as error:
         advice = "Copy the bundle again whole, or export the model again."
         raise BundleError(f"{where}: {error}. {advice}") from error
@@ -59,6 +61,8 @@ def variant_graphs(variant: Variant) -> Iterator[GraphSpec]:
         yield task.tail
         if task.standalone is not None:
             yield task.standalone
+        if task.pruned is not None:
+            yield task.pruned.graph
 
 
 def output_positions(graph: GraphSpec, task: TaskSpec) -> tuple[int, int | None]:

@@ -33,6 +33,7 @@ __all__ = [
     "OptimizeLevel",
     "OutputParity",
     "Producer",
+    "PrunedGraph",
     "RowGroup",
     "TargetProvider",
     "TaskAccuracy",
@@ -142,13 +143,15 @@ class TaskSpec(NamedTuple):
 class TaskGraphs(NamedTuple):
     """The graphs of one task in one variant.
 
-    `tail` reads the trunk's outputs; `standalone` carries its weights inside.
+    `tail` reads the trunk's outputs; `standalone` carries its weights inside; `pruned` does without the experts
+    that the task hardly uses.
     """
 
     task: str
     graph: GraphSpec
     tail: GraphSpec
     standalone: GraphSpec | None
+    pruned: PrunedGraph | None = None
 
 
 class GroupParity(NamedTuple):
@@ -228,6 +231,33 @@ class TaskAccuracy(NamedTuple):
     relative_error: float
     routing_kl: float | None
     top_expert_agreement: float | None
+
+
+class PrunedGraph(NamedTuple):
+    """A task graph in which some experts are constants, their mean outputs: faster, and not the model's function.
+
+    Attributes:
+        experts: those that are gone, counted from 0, ascending.
+        largest_weights: the largest routing weight that each of them had on the calibration rows.
+        accuracy: what the task loses in it.
+        parity: how far it is from the oracle, and may be on another machine.
+    """
+
+    graph: GraphSpec
+    experts: tuple[int, ...]
+    largest_weights: tuple[float, ...]
+    accuracy: TaskAccuracy
+    parity: TaskParity
+
+    def check(self) -> None:
+        path, experts = self.graph.path, self.experts
+        ascending = bool(experts) and experts[0] >= 0 and list(experts) == sorted(set(experts))
+        _check(ascending, f"experts of {path!r} are {experts!s:.80}, expected ascending numbers from 0")
+        _check(
+            len(self.largest_weights) == len(experts)
+            and all(0 <= most <= 1 for most in self.largest_weights),
+            f"largest_weights of {path!r} are {self.largest_weights!s:.80}, expected one from 0 to 1 per expert",
+        )
 
 
 class Variant(NamedTuple):
@@ -367,6 +397,9 @@ class Manifest(NamedTuple):
             for what, found in checked:
                 where = f"{what} of variant {variant.precision}"
                 _check(found == names, f"{where} are {found!s:.200}, expected {names!s:.200}")
+            for task, graphs in zip(self.tasks, variant.tasks, strict=True):
+                if graphs.pruned is not None:
+                    _check_pruned(task, graphs.pruned)
         listed = {entry.path for entry in self.files}
         for path in self.referenced_paths():
             _check(path in listed, f"{path!r} is used but not listed in files")
@@ -386,11 +419,22 @@ class Manifest(NamedTuple):
                 paths += [task.graph.path, task.tail.path]
                 if task.standalone is not None:
                     paths.append(task.standalone.path)
+                if task.pruned is not None:
+                    paths.append(task.pruned.graph.path)
         return tuple(paths)
 
     def file(self, path: str) -> FileEntry:
         """The entry of `path`, which must be listed."""
         return next(entry for entry in self.files if entry.path == path)
+
+
+def _check_pruned(task: TaskSpec, pruned: PrunedGraph) -> None:
+    path = pruned.graph.path
+    for what, name in (("accuracy", pruned.accuracy.task), ("parity", pruned.parity.task)):
+        _check(name == task.name, f"{what} of {path!r} is of task {name!r:.80}, expected {task.name!r}")
+    count = task.routing_weights.shape[-1] if task.routing_weights is not None else 0
+    fits = isinstance(count, int) and pruned.experts[-1] < count and len(pruned.experts) < count
+    _check(fits, f"{path!r} is without experts {pruned.experts!s:.80} of {count}: one at least must be left")
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
