@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from te_export.bundle.accuracy_entry import accuracy_entry
 from te_export.bundle.manifest_writer import build_variant
 from te_export.bundle.staging import StagedBundle
 from te_export.bundle.variant_writer import write_variant
 from te_export.errors import GateError
 from te_export.options import ExportOptions, FailedVariant, VariantSummary
 from te_export.partition import GraphSet
-from te_export.precision.accuracy import TaskAccuracy as Figures
 from te_export.precision.evaluation import Evaluation
-from te_export.precision.variants import BuiltVariant, build_variant_graphs
+from te_export.precision.variants import build_variant_graphs
 from te_export.progress import Steps
 from te_export.verify.parity import verify_lower_precision
 from te_export.verify.references import References
-from te_runtime.manifest import AccuracyMetric, Precision, TaskAccuracy, Variant
+from te_runtime.manifest import Precision, Variant
 
 __all__ = ["AddedVariants", "add_variants"]
 
@@ -99,7 +99,9 @@ def _add(
             target_provider=options.provider,
             form=built.form,
             kept_weights=built.kept,
-            accuracy=_accuracy(built, evaluation),
+            accuracy=tuple(
+                accuracy_entry(task, figures, evaluation) for task, figures in built.figures.items()
+            ),
         ),
         summary=VariantSummary(
             precision=precision,
@@ -115,33 +117,6 @@ def _add(
 def _reason(precision: Precision, error: GateError) -> str:
     told = str(error)
     return told if told.startswith(precision) else f"{precision} is left out: {told}"
-
-
-def _accuracy(built: BuiltVariant, evaluation: Evaluation) -> tuple[TaskAccuracy, ...]:
-    return tuple(
-        TaskAccuracy(
-            task=task,
-            source=evaluation.source,
-            rows=figures.rows,
-            metric=_metric(figures, evaluation),
-            loss_points=evaluation.loss_points(figures),
-            budget_points=evaluation.budget_points,
-            oracle_percent=figures.before,
-            variant_percent=figures.after,
-            agreement=figures.agreement,
-            relative_error=figures.relative_error,
-            routing_kl=figures.routing_kl,
-            top_expert_agreement=figures.top_expert_agreement,
-        )
-        for task, figures in built.figures.items()
-    )
-
-
-def _metric(figures: Figures, evaluation: Evaluation) -> AccuracyMetric:
-    """What Evaluation.loss_points counts."""
-    if evaluation.source == "probe rows":
-        return "relative error"
-    return "R2" if figures.metric == "R²" else figures.metric
 
 
 def _folder_bytes(staged: StagedBundle, folder: str) -> int:

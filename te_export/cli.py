@@ -102,8 +102,8 @@ class _PrecisionList(_CommaList):
     "--calibration-data",
     type=click.Path(path_type=Path),
     metavar="F.npz",
-    help="Real inputs (and labels.<task>): int8 takes ranges from half of the rows, every variant is judged on "
-    "the other half.",
+    help="Real inputs (and labels.<task>): int8 takes ranges from half of the rows, and pruning the use of the "
+    "experts; everything is judged on the other half.",
 )
 @click.option(
     "--max-accuracy-drop",
@@ -112,6 +112,13 @@ class _PrecisionList(_CommaList):
     default=0.5,
     show_default=True,
     help="What a task may lose in a variant; layers stay in float32 until it fits.",
+)
+@click.option(
+    "--prune-experts",
+    type=click.FloatRange(min=0, max=100),
+    metavar="POINTS",
+    help="Also write task graphs without the experts that a task hardly uses, where it loses no more than this; "
+    "needs --calibration-data.",
 )
 @click.option(
     "--opset",
@@ -168,6 +175,7 @@ def command(
     precisions: tuple[Precision, ...],
     calibration_data: Path | None,
     max_accuracy_drop: float,
+    prune_experts: float | None,
     opset: int | None,
     standalone: bool,
     optimize: OptimizeLevel,
@@ -200,6 +208,7 @@ def command(
         precisions=precisions,
         calibration_data=calibration_data,
         max_accuracy_drop=max_accuracy_drop,
+        prune_experts=prune_experts,
         opset=opset,
         standalone=standalone,
         optimize=optimize,

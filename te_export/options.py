@@ -13,6 +13,7 @@ from te_export.rewrite.log import RewriteLog
 from te_runtime.manifest import FormName, Manifest, OptimizeLevel, Precision, TargetProvider
 
 if TYPE_CHECKING:
+    from te_export.precision.expert_use import ExpertUse
     from te_export.precision.latency import LatencyRatio
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "OptimizeLevel",
     "Precision",
     "TargetProvider",
+    "TaskPruning",
     "VariantSummary",
 ]
 
@@ -39,6 +41,8 @@ class ExportOptions:
         calibration_data: an .npz file of real inputs, and labels if there are any, to take int8 ranges from
             and to judge variants on.
         max_accuracy_drop: percentage points that a task may lose in a variant, where there is data to tell.
+        prune_experts: percentage points that a task may lose in a graph of its own without the experts it hardly
+            uses, told from the data; None makes no such graphs.
         opset: ONNX opset of every graph; None takes the newest that the installed onnxruntime runs.
         standalone: also write each task graph as one file with its weights inside.
         optimize: "exact" rewrites the graphs into cheaper ones of the same function; "none" writes them as
@@ -60,6 +64,7 @@ class ExportOptions:
     precisions: tuple[Precision, ...] = ("fp32",)
     calibration_data: Path | None = None
     max_accuracy_drop: float = 0.5
+    prune_experts: float | None = None
     opset: int | None = None
     standalone: bool = False
     optimize: OptimizeLevel = "exact"
@@ -87,19 +92,29 @@ class ExportOptions:
             raise UsageError(
                 f"precisions {self.precisions!r:.80}: expected a tuple of {', '.join(known_precisions)}"
             )
-        drop = self.max_accuracy_drop
-        if not (isinstance(drop, int | float) and math.isfinite(drop) and 0 <= drop <= 100):
-            raise UsageError(f"max_accuracy_drop: got {drop!r:.40}, expected percentage points from 0 to 100")
-        if self.calibration_data is not None and not self.lower_precisions:
+        _check_points("max_accuracy_drop", self.max_accuracy_drop)
+        if self.prune_experts is not None:
+            _check_points("prune_experts", self.prune_experts)
+            if self.calibration_data is None:
+                raise UsageError(
+                    "pruning needs data that tells which experts a task uses, and what it loses without them. "
+                    "Add --calibration-data F.npz, or leave --prune-experts out."
+                )
+        elif self.calibration_data is not None and not self.lower_precisions:
             raise UsageError(
-                "calibration data is for variants of lower precision, and none is asked for. "
-                "Add --precision fp32,int8, or leave --calibration-data out."
+                "calibration data is for variants of lower precision and for pruning, and neither is asked for. "
+                "Add --precision fp32,int8 or --prune-experts 0.5, or leave --calibration-data out."
             )
 
     @property
     def lower_precisions(self) -> tuple[Precision, ...]:
         """The variants beside fp32, each once, in the order asked for."""
         return tuple(dict.fromkeys(name for name in self.precisions if name != "fp32"))
+
+
+def _check_points(option: str, points: object) -> None:
+    if not (isinstance(points, int | float) and math.isfinite(points) and 0 <= points <= 100):
+        raise UsageError(f"{option}: got {points!r:.40}, expected percentage points from 0 to 100")
 
 
 @dataclass(frozen=True)
@@ -128,6 +143,30 @@ class FailedVariant:
 
 
 @dataclass(frozen=True)
+class TaskPruning:
+    """What pruning found for one task.
+
+    Attributes:
+        use: the routing weights of every expert over the calibration rows.
+        removed: the experts that its pruned graph is without; empty where there is none.
+        loss_points: what the task loses in it; None where there is none.
+        budget_points: the most it may lose.
+        reason: why nothing went; empty where something did.
+        added_bytes: of the weights that the pruned graph does not share with the others.
+        latencies: of the pruned graph over the task graph, on this machine's CPU in one thread.
+    """
+
+    task: str
+    use: ExpertUse
+    budget_points: float
+    removed: tuple[int, ...] = ()
+    loss_points: float | None = None
+    reason: str = ""
+    added_bytes: int = 0
+    latencies: tuple[LatencyRatio, ...] = ()
+
+
+@dataclass(frozen=True)
 class ExportResult:
     """What an export made.
 
@@ -144,6 +183,7 @@ class ExportResult:
         variants: the variants of lower precision that were built.
         failed_variants: those that could not be built within what a task may lose; the bundle is published
             without them.
+        pruning: what pruning found for each task; empty where it was not asked for.
     """
 
     bundle: Path
@@ -156,3 +196,4 @@ class ExportResult:
     rewrites: RewriteLog
     variants: tuple[VariantSummary, ...] = ()
     failed_variants: tuple[FailedVariant, ...] = ()
+    pruning: tuple[TaskPruning, ...] = ()

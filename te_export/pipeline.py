@@ -1,8 +1,8 @@
 """The whole export on one screen. Each stage is a function from dataclass to dataclass; read on in the
 modules they come from.
 
-    checkpoint → model → capture → rewrite → partition → rewrite → structure → references → staged files →
-    parity → further precisions → manifest → published bundle
+    checkpoint → model → capture → rewrite → partition → rewrite → structure → references → (pruned graphs) →
+    staged files → parity → further precisions → manifest → published bundle
 
 Parity is checked on the staged files themselves, opened the way te_runtime opens them, after the torch
 model has been let go: what was verified is what is shipped, and memory never holds both.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from te_export.add_pruned import AddedPruned, add_pruned, pruned_entries
 from te_export.add_variants import AddedVariants, add_variants
 from te_export.bundle.golden import GOLDEN_NAME, golden_file
 from te_export.bundle.manifest_writer import build_manifest, build_variant, model_info
@@ -48,7 +49,7 @@ from te_runtime.manifest import (
     Golden,
     Manifest,
     ModelInfo,
-    TaskParity,
+    Variant,
     parse_manifest,
     serialize_manifest,
 )
@@ -70,6 +71,7 @@ class _Written:
     graphs: StagedGraphs
     references: References
     rewrites: RewriteLog
+    pruned: AddedPruned
     lower: _LowerPrecision | None
 
 
@@ -123,12 +125,21 @@ def export(
         gc.collect()  # torch's graphs hold the weights in reference cycles
         with steps.step("verify") as step:
             parity = verify_graphs(written.graphs, written.references, tolerance)
+            pruned = pruned_entries(written.pruned, written.graphs, written.references)
             step.detail = (
                 f"{len(written.references.rows)} rows through every graph at batch sizes 1, 2, 7 and 64"
             )
         added = _add_lower_precisions(staged, written, options, steps)
         with steps.step("publish") as step:
-            manifest = _write_manifest(staged, written, parity, added, opset=opset, options=options)
+            fp32 = build_variant(
+                "fp32",
+                written.graphs,
+                parity,
+                optimized=options.optimize,
+                target_provider=options.provider,
+                pruned=pruned,
+            )
+            manifest = _write_manifest(staged, written, (fp32, *added.variants), added.notes, opset=opset)
             if not options.dry_run:
                 staged.publish()
             step.detail = "nothing (dry run)" if options.dry_run else str(target)
@@ -143,6 +154,7 @@ def export(
         rewrites=written.rewrites,
         variants=added.summaries,
         failed_variants=added.failed,
+        pruning=written.pruned.tasks,
     )
 
 
@@ -187,8 +199,15 @@ def _write_graphs(
         references = evaluate_references(model, make_probe_rows(model))
         evaluation = probe_evaluation(references) if data is None else _evaluate(model, data, options)
         step.detail = f"{len(references.rows)} rows through torch in float64 and float32"
+    pruned = AddedPruned()
+    if options.prune_experts is not None:
+        with steps.step("prune") as step:
+            pruned = add_pruned(staged, captured, graphs, model, evaluation, options)
+            step.detail = pruned.detail
     with steps.step("write") as step:
-        files = write_variant(staged, graphs, folder="fp32", standalone=options.standalone)
+        files = write_variant(
+            staged, graphs, folder="fp32", standalone=options.standalone, pruned=pruned.models
+        )
         step.detail = (
             f"{len(staged.files)} files, {sum(entry.size_bytes for entry in staged.files) / 1e6:.1f} MB"
         )
@@ -198,6 +217,7 @@ def _write_graphs(
         graphs=files,
         references=references,
         rewrites=rewrites,
+        pruned=pruned.without_models(),
         lower=_LowerPrecision(graphs, evaluation) if options.lower_precisions else None,
     )
 
@@ -231,34 +251,28 @@ def _add_lower_precisions(
 def _write_manifest(
     staged: StagedBundle,
     written: _Written,
-    parity: tuple[TaskParity, ...],
-    added: AddedVariants,
+    variants: tuple[Variant, ...],
+    notes: tuple[str, ...],
     *,
     opset: int,
-    options: ExportOptions,
 ) -> Manifest:
     golden, groups = golden_file(written.references, written.graphs.joint.inputs[0].name)
     staged.write(GOLDEN_NAME, [golden])
     manifest = build_manifest(
         written.info,
         opset=opset,
-        variants=[
-            build_variant(
-                "fp32",
-                written.graphs,
-                parity,
-                optimized=options.optimize,
-                target_provider=options.provider,
-            ),
-            *added.variants,
-        ],
+        variants=variants,
         golden=Golden(path=GOLDEN_NAME, groups=groups),
         utilization=utilization(written.references),
         files=staged.files,
     )
     staged.write(
         REPORT_NAME,
-        [render_report(manifest, (*written.notes, *added.notes), written.rewrites).encode("utf-8")],
+        [
+            render_report(manifest, (*written.notes, *notes), written.rewrites, written.pruned.tasks).encode(
+                "utf-8"
+            )
+        ],
     )
     manifest = manifest._replace(files=staged.files)
     data = serialize_manifest(manifest)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx
 import onnxruntime
@@ -25,6 +25,7 @@ from te_runtime.manifest import (
     OptimizeLevel,
     Precision,
     Producer,
+    PrunedGraph,
     TargetProvider,
     TaskAccuracy,
     TaskParity,
@@ -47,8 +48,10 @@ def build_variant(
     form: FormName = "float32",
     kept_weights: tuple[str, ...] = (),
     accuracy: tuple[TaskAccuracy, ...] = (),
+    pruned: Mapping[str, PrunedGraph] | None = None,
 ) -> Variant:
     """The manifest's entry for one verified variant."""
+    without = pruned or {}
     return Variant(
         precision=precision,
         form=form,
@@ -58,7 +61,7 @@ def build_variant(
         joint=graphs.joint,
         trunk=graphs.trunk,
         switch=graphs.switch,
-        tasks=graphs.tasks,
+        tasks=tuple(task._replace(pruned=without.get(task.task)) for task in graphs.tasks),
         kept_weights=kept_weights,
         accuracy=accuracy,
         parity=parity,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from te_runtime.manifest import GraphSpec, TaskGraphs
@@ -18,6 +18,7 @@ class StagedGraphs:
     Attributes:
         root: the staged bundle; the paths of the graphs are relative to it.
         task_size_bytes: by task, what its task graph takes alone: the file and the weights it points to.
+        pruned: by task that has one, its graph without some experts.
     """
 
     root: Path
@@ -26,3 +27,4 @@ class StagedGraphs:
     switch: GraphSpec | None
     tasks: tuple[TaskGraphs, ...]
     task_size_bytes: Mapping[str, int]
+    pruned: Mapping[str, GraphSpec] = field(default_factory=dict)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from te_export.bundle.graph_file import WEIGHTS_NAME, linked_bytes, standalone_bytes, tensor_specs
@@ -14,16 +16,27 @@ from te_runtime.manifest import GraphSpec, TaskGraphs
 __all__ = ["write_variant"]
 
 
-def write_variant(staged: StagedBundle, graphs: GraphSet, *, folder: str, standalone: bool) -> StagedGraphs:
+def write_variant(
+    staged: StagedBundle,
+    graphs: GraphSet,
+    *,
+    folder: str,
+    standalone: bool,
+    pruned: Mapping[str, ir.Model] | None = None,
+) -> StagedGraphs:
     """Write `<folder>/weights.bin`, joint, trunk, switch, task and tail graphs, and standalone graphs if asked
     for.
+
+    Args:
+        pruned: by task that has one, its graph without some experts.
 
     Raises:
         OutputError: the disk is full or cannot be written; a standalone graph would pass 2 GiB.
     """
+    without = pruned or {}
     switch = graphs.switch
-    models = graphs.models if switch is None else (*graphs.models, switch)
-    layout = plan_weights([model.graph for model in models])
+    made = () if switch is None else (switch,)
+    layout = plan_weights([model.graph for model in (*graphs.models, *made, *without.values())])
     alone = sum(_weight_bytes(model, layout) for model in graphs.tasks.values()) if standalone else 0
     staged.check_room(layout.size_bytes + alone)
     staged.write(f"{folder}/{WEIGHTS_NAME}", weight_chunks(layout))
@@ -47,6 +60,10 @@ def write_variant(staged: StagedBundle, graphs: GraphSet, *, folder: str, standa
         task_size_bytes={
             name: _size_alone(staged, model, layout, path=f"{folder}/task-{name}.onnx")
             for name, model in graphs.tasks.items()
+        },
+        pruned={
+            name: _write_linked(staged, model, f"{folder}/pruned-{name}.onnx", layout)
+            for name, model in without.items()
         },
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -57,6 +57,18 @@ class Evaluation:
             )
             for task, oracle in self.tasks.items()
         }
+
+    def measure_task(
+        self, task: str, answer: Callable[[NDArray[np.float32]], Sequence[NDArray[np.generic]]]
+    ) -> TaskAccuracy:
+        """How one task compares with the oracle.
+
+        Args:
+            answer: gives prediction and routing weights for rows (B, input_dim).
+        """
+        parts = [answer(self.x[start : start + _BATCH]) for start in range(0, len(self.x), _BATCH)]
+        prediction, routing_weights = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return measure_accuracy(self.tasks[task], prediction, routing_weights)
 
     def loss_points(self, figures: TaskAccuracy) -> float:
         """What a task lost, to be held against the budget; infinite where an output is not finite."""

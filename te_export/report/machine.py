@@ -38,6 +38,7 @@ def result_object(result: ExportResult) -> dict[str, object]:
             "costs": [dataclasses.asdict(entry) for entry in result.rewrites.costs],
         },
         "variants": [dataclasses.asdict(summary) for summary in result.variants],
+        "pruning": [dataclasses.asdict(found) for found in result.pruning],
         "failed_variants": [dataclasses.asdict(failed) for failed in result.failed_variants],
         "notes": list(result.notes),
         "step_seconds": dict(result.step_seconds),

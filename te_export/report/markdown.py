@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from te_export.options import TaskPruning
+from te_export.report.pruning_figures import EXPERT_HEADINGS, expert_rows, found_line
 from te_export.report.rewrite_costs import COST_HEADINGS, cost_rows, node_list
 from te_export.report.variant_figures import ACCURACY_HEADINGS, METRICS, accuracy_rows
 from te_export.rewrite.log import RewriteLog
@@ -18,13 +20,16 @@ REPORT_NAME = "report.md"
 _SHOWN_REWRITES = 24
 
 
-def render_report(manifest: Manifest, notes: Sequence[str], rewrites: RewriteLog) -> str:
+def render_report(
+    manifest: Manifest, notes: Sequence[str], rewrites: RewriteLog, pruning: Sequence[TaskPruning] = ()
+) -> str:
     """The whole report as Markdown."""
     parts = [
         f"# {manifest.model.family}: {len(manifest.tasks)} tasks\n",
         _overview(manifest),
         *([_rewrites(manifest.variants[0], rewrites)] if rewrites.costs else []),
         *(_accuracy(variant) for variant in manifest.variants if variant.accuracy),
+        *([_pruning(pruning)] if pruning else []),
         *(_variant(variant) for variant in manifest.variants),
         _routing(manifest.utilization),
     ]
@@ -90,6 +95,17 @@ def _accuracy(variant: Variant) -> str:
             if kept
             else ""
         )
+    )
+
+
+def _pruning(pruning: Sequence[TaskPruning]) -> str:
+    return (
+        "## Task graphs without experts that are hardly used\n\n"
+        "Routing weights over the calibration rows. An expert whose largest weight stays under the share it would "
+        "have if all were used alike is replaced by its mean output, where the task can spare it on the judged rows.\n\n"
+        + "".join(f"- {_escaped(found_line(found))}\n" for found in pruning)
+        + "\n"
+        + _table(EXPERT_HEADINGS, (row for found in pruning for row in expert_rows(found)))
     )
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
-from te_export.options import ExportResult
+from te_export.options import ExportResult, TaskPruning
+from te_export.report.pruning_figures import EXPERT_HEADINGS, expert_rows, found_line
 from te_export.report.rewrite_costs import COST_HEADINGS, cost_rows
 from te_export.report.variant_figures import ACCURACY_HEADINGS, METRICS, accuracy_rows
 from te_runtime.manifest import TaskParity, Variant
@@ -17,6 +18,7 @@ from te_runtime.manifest import TaskParity, Variant
 __all__ = ["result_lines"]
 
 _NARROWEST = 72
+_SHOWN_TASKS = 8
 
 
 def result_lines(result: ExportResult, *, verbose: bool) -> Iterator[str]:
@@ -35,6 +37,9 @@ def result_lines(result: ExportResult, *, verbose: bool) -> Iterator[str]:
         for variant in result.manifest.variants[1:]:
             yield ""
             yield from _accuracy_lines(variant)
+    if result.pruning:
+        yield ""
+        yield from _pruning_lines(result.pruning)
     if result.rewrites.costs:
         yield ""
         yield from _cost_table(result)
@@ -106,6 +111,27 @@ def _accuracy_lines(variant: Variant) -> list[str]:
         f"{' or '.join(kinds)}:",
         *_printed(table),
     ]
+
+
+def _pruning_lines(pruning: tuple[TaskPruning, ...]) -> Iterator[str]:
+    """A line per task, the use of its experts for the first tasks that lost one, and what it gained."""
+    yield "experts that are hardly used, by the calibration rows; te_runtime runs the graphs in mode pruned:"
+    yield from (found_line(found) for found in pruning)
+    pruned = [found for found in pruning if found.removed]
+    if not pruned:
+        return
+    table = Table(box=None, pad_edge=False, header_style="", padding=(0, 2, 0, 0))
+    for heading in EXPERT_HEADINGS:
+        table.add_column(heading, overflow="fold", justify="right" if "weight" in heading else "left")
+    for found in pruned[:_SHOWN_TASKS]:
+        for row in expert_rows(found):
+            table.add_row(*row)
+    yield from _printed(table)
+    if len(pruned) > _SHOWN_TASKS:
+        yield f"… and {len(pruned) - _SHOWN_TASKS} more tasks: report.md shows all"
+    for found in pruned:
+        ratios = ", ".join(f"{ratio.ratio:.2f}x B={ratio.batch}" for ratio in found.latencies)
+        yield f"{found.task}: latency over its task graph, one thread: {ratios}"
 
 
 def _cost_table(result: ExportResult) -> list[str]:

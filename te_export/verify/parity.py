@@ -6,12 +6,15 @@ switch (all tasks at once, and each alone) and standalone, at every batch size.
 A variant of lower precision is further from the oracle than torch is, and how far it may be is judged task by
 task (precision/accuracy.py). Here its graphs must agree: each is held to twice the error of the joint graph. The
 integers of int8 and int4 are the same in every graph; float16 rounds differently in each, so there a graph may
-also err by twice what float16's rounding is simulated to cause.
+also err by twice what float16's rounding is simulated to cause. A pruned graph is held to twice the error of trunk
+and tail where the experts that are gone answer their means, and it must agree with those two as float32 does with
+itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +23,7 @@ from te_export.bundle.staged_graphs import StagedGraphs
 from te_export.capture.joint_graph import EXPERT_FEATURES, prediction_name, routing_weights_name
 from te_export.errors import GateError, ParityError
 from te_export.partition import PREDICTION, ROUTING_WEIGHTS
+from te_export.precision.prune_experts import Means, with_means
 from te_export.verify.error_figures import ErrorFigures, absolute_errors, measure_errors
 from te_export.verify.graph_runs import GraphRun, open_staged, run_graph, run_session, run_tail
 from te_export.verify.references import OutputReference, References
@@ -28,7 +32,7 @@ from te_runtime.errors import BundleError
 from te_runtime.manifest import GraphSpec, GroupParity, OutputParity, Precision, TaskParity
 from te_runtime.switch import ask_for
 
-__all__ = ["verify_graphs", "verify_lower_precision"]
+__all__ = ["verify_graphs", "verify_lower_precision", "verify_pruned"]
 
 _SHOWN_FAILURES = 12
 _SUM_ULPS = 4.0
@@ -91,6 +95,19 @@ class _Judge:
             for group, start, stop in self._groups
             if not self._passes(found, group, start, stop)
         ]
+
+    def differences(self, run: GraphRun, other: GraphRun, output: str) -> list[str]:
+        """Groups of rows in which two float32 graphs of one function differ by more than both may err."""
+        apart = absolute_errors(run.outputs[output], other.outputs[output].astype(np.float64))
+        found = []
+        for group, start, stop in self._groups:
+            most = float(apart[(self._indices >= start) & (self._indices < stop)].max())
+            if not most <= 2 * self._bounds[group]:
+                found.append(
+                    f"{run.graph}, {output}, {group} rows: {most:.3g} from {other.graph} with the mean outputs, "
+                    f"allowed {2 * self._bounds[group]:.3g}"
+                )
+        return found
 
     def _measure(self, found: NDArray[np.generic]) -> ErrorFigures:
         return measure_errors(found, self._oracle, indices=self._indices, groups=self._groups)
@@ -194,6 +211,56 @@ def verify_lower_precision(
             + "\n  ".join(_shown(failures))
         )
     return _parity(judges, references)
+
+
+def verify_pruned(
+    staged: StagedGraphs, references: References, means: Mapping[str, Means]
+) -> dict[str, TaskParity]:
+    """Run every pruned graph over the probe rows, and trunk and tail with the mean outputs put between them.
+
+    Args:
+        means: by task that has a pruned graph, the mean outputs of the experts that are gone.
+
+    Returns:
+        The parity of those tasks, by name. Its bounds are what te_runtime holds the golden rows to.
+
+    Raises:
+        ParityError: ONNX Runtime cannot run a graph, or the two ways differ.
+    """
+    try:
+        trunk = run_graph(staged.root, staged.trunk, references.rows.x)
+        found = {
+            task.task: _verify_pruned(staged, references, trunk, task.task, task.tail, means[task.task])
+            for task in staged.tasks
+            if task.task in means
+        }
+    except BundleError as error:
+        raise ParityError(f"onnxruntime cannot run a pruned graph: {error}") from error
+    failures = [failure for _, more in found.values() for failure in more]
+    if failures:
+        raise ParityError(
+            f"{len(failures)} checks of pruned graphs failed; nothing was written. Report this with the versions in "
+            "use; without --prune-experts the export is not concerned.\n  " + "\n  ".join(_shown(failures))
+        )
+    return {task: parity for task, (parity, _) in found.items()}
+
+
+def _verify_pruned(
+    staged: StagedGraphs, references: References, trunk: GraphRun, name: str, tail: GraphSpec, means: Means
+) -> tuple[TaskParity, list[str]]:
+    features = {EXPERT_FEATURES: with_means(trunk.outputs[EXPERT_FEATURES], means)}
+    expected = run_tail(staged.root, tail, replace(trunk, outputs=features))
+    run = run_graph(staged.root, staged.pruned[name], references.rows.x)
+    parities: list[OutputParity] = []
+    failures = _check_sums(name, run, ROUTING_WEIGHTS)
+    for output in (PREDICTION, ROUTING_WEIGHTS):
+        reference = getattr(references.tasks[name], output)
+        failures += _Judge(reference, references, Tolerance()).differences(run, expected, output)
+        judge = _Judge(reference, references, Tolerance(), expected.outputs[output])
+        failures += judge.judge(run, output)
+        parities.append(judge.parity())
+    prediction, routing_weights = parities
+    return TaskParity(name, prediction, routing_weights), [f"task {name}: {failure}" for failure in failures]
 
 
 def _parity(judges: Mapping[tuple[str, str], _Judge], references: References) -> tuple[TaskParity, ...]:

@@ -28,7 +28,7 @@ from te_export.partition import PREDICTION, ROUTING_WEIGHTS, GraphSet
 from te_export.verify.dependencies import Dependencies, Region, dependencies_of
 from te_export.verify.switch_structure import check_switch
 
-__all__ = ["check_structure"]
+__all__ = ["check_pruned_structure", "check_structure"]
 
 _VIEWS = {"Unsqueeze", "Squeeze", "Reshape", "Transpose", "Expand", "Identity", "Cast"}
 
@@ -68,6 +68,42 @@ def check_structure(graphs: GraphSet, model: ExportableModel, captured: JointGra
             _check_task(_Place(graph, PREDICTION, ROUTING_WEIGHTS), task, parameters, model, expected, set())
             _check_softmax_count(graph, expected=1)
     _check_switch(graphs)
+
+
+def check_pruned_structure(
+    pruned: JointGraph, removed: Collection[int], model: ExportableModel, captured: JointGraph
+) -> None:
+    """Prove that a graph without some experts depends on everything but them.
+
+    Args:
+        pruned: the graph of one task, as it will be written.
+        removed: the experts that are gone.
+        captured: the joint graph before any rewrite.
+
+    Raises:
+        StructureError: naming what is missing or was to be gone.
+    """
+    (task,) = (known for known in model.tasks if known.name in pruned.tasks)
+    expected = _expected(captured, model, pruned.sources)
+    kept = [slot for expert, slot in enumerate(expected.slots) if expert not in removed]
+    gone = frozenset().union(*(expected.slots[expert] for expert in removed)) - frozenset().union(*kept)
+    graph = pruned.model.graph
+    place = _Place(graph, PREDICTION, ROUTING_WEIGHTS)
+    prediction, weights = _output(graph, PREDICTION), _output(graph, ROUTING_WEIGHTS)
+    reached = dependencies_of(prediction)
+    parameters = (model.trunk_parameters | task.tail_parameters) - gone
+    _check_reached(graph, reached, parameters, f"the prediction of {task.name}", expected)
+    left = sorted(
+        (reached.parameters(pruned.sources) | dependencies_of(weights).parameters(pruned.sources)) & gone
+    )
+    if left:
+        raise StructureError(
+            f"{graph.name}: {len(left)} parameters of experts that are gone are still read: {', '.join(left[:8])}"
+        )
+    _check_shape(graph, prediction, (task.output_dim,))
+    _check_shape(graph, weights, (model.num_experts,))
+    _check_gate(place, task, reached, weights)
+    _check_softmax_count(graph, expected=1)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,72 @@
+"""How each task uses the experts on given rows, and what the experts answer there on average."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from te_export.capture.joint_graph import routing_weights_name
+from te_runtime.session_types import Session
+
+__all__ = ["ExpertUse", "mean_outputs", "measure_use"]
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class ExpertUse:
+    """The routing weights of one task over all rows.
+
+    Attributes:
+        mean, largest: one number per expert.
+    """
+
+    mean: tuple[float, ...]
+    largest: tuple[float, ...]
+
+    def candidates(self) -> tuple[int, ...]:
+        """Experts whose weight stays under 1/K, the share of each if all were used alike; least used first."""
+        share = 1 / len(self.largest)
+        order = sorted(range(len(self.largest)), key=lambda expert: self.largest[expert])
+        return tuple(expert for expert in order if self.largest[expert] < share)
+
+
+def measure_use(joint: Session, x: NDArray[np.float32], tasks: tuple[str, ...]) -> dict[str, ExpertUse]:
+    """Run the joint graph over rows x (N, input_dim).
+
+    Returns:
+        By task name.
+
+    Raises:
+        BundleError: onnxruntime gave up.
+    """
+    names = [spec.name for spec in joint.spec.outputs]
+    places = {task: names.index(routing_weights_name(task)) for task in tasks}
+    parts = [
+        [outputs[place].astype(np.float64) for place in places.values()] for outputs in _batches(joint, x)
+    ]
+    weights = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return {
+        task: ExpertUse(mean=tuple(found.mean(axis=0).tolist()), largest=tuple(found.max(axis=0).tolist()))
+        for task, found in zip(places, weights, strict=True)
+    }
+
+
+def mean_outputs(trunk: Session, x: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Run the trunk over rows x (N, input_dim); the mean features (K, D), summed in float64.
+
+    Raises:
+        BundleError: onnxruntime gave up.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # a mean that is not finite costs more than any budget
+        total = sum(features.sum(axis=0, dtype=np.float64) for (features,) in _batches(trunk, x))
+        return np.asarray(total / len(x), np.float64)
+
+
+def _batches(session: Session, x: NDArray[np.float32]) -> Iterator[Sequence[NDArray[np.generic]]]:
+    (name,) = (spec.name for spec in session.spec.inputs)
+    for start in range(0, len(x), _BATCH):
+        yield session.run({name: x[start : start + _BATCH]})
