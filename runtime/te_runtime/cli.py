@@ -125,7 +125,8 @@ def verify(
     "--mode",
     type=click.Choice(get_args(Mode)),
     help="Which graphs to open: joint, one for all tasks; split, the trunk and a tail per task; task, one per "
-    "task.  [default: split, or joint for a single task]",
+    "task; pruned, one per task without the experts it hardly uses, if the bundle has any.  "
+    "[default: split, or joint for a single task]",
 )
 @load_options
 @report_options

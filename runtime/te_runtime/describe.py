@@ -43,6 +43,7 @@ def bundle_text(bundle: Bundle) -> Iterator[str]:
         yield f"task       {task.name}: prediction {_shown_tensor(task.prediction)}{routing}"
     for variant in manifest.variants:
         yield f"variant    {_variant_line(manifest, variant)}"
+        yield from _pruned_lines(manifest, variant)
     groups = ", ".join(f"{group.rows} {group.name}" for group in manifest.golden.groups)
     yield f"golden     {sum(group.rows for group in manifest.golden.groups)} rows to verify with: {groups}"
     yield f"made by    {_producer_line(manifest)}"
@@ -121,12 +122,28 @@ def _variant_line(manifest: Manifest, variant: Variant) -> str:
     )
 
 
+def _pruned_lines(manifest: Manifest, variant: Variant) -> Iterator[str]:
+    for task, graphs in zip(manifest.tasks, variant.tasks, strict=True):
+        if graphs.pruned is None or task.routing_weights is None:
+            continue
+        experts, lost = ", ".join(map(str, graphs.pruned.experts)), graphs.pruned.accuracy
+        yield (
+            f"pruned     {task.name}: experts {experts} of {task.routing_weights.shape[-1]} are gone in mode pruned; "
+            f"it loses {lost.loss_points:.2f} of {lost.budget_points:g} points allowed"
+        )
+
+
 def _variant_json(manifest: Manifest, variant: Variant) -> Json:
     worst = _worst_parity(variant)
     return {
         "precision": variant.precision,
         "size_bytes": _variant_bytes(manifest, variant),
         "graphs": [graph.path for graph in variant_graphs(variant)],
+        "pruned": {
+            own.task: {"experts": list(own.pruned.experts), "loss_points": own.pruned.accuracy.loss_points}
+            for own in variant.tasks
+            if own.pruned is not None
+        },
         "worst_parity": None
         if worst is None
         else {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from te_runtime.answers import AnswerReader, TaskReader
 from te_runtime.bundle import Bundle
 from te_runtime.manifest import GraphSpec, TaskSpec, Variant
-from te_runtime.plan import Mode, runs_switch
+from te_runtime.plan import Mode, own_graph, runs_switch
 from te_runtime.prediction import Prediction
 from te_runtime.providers import Provider
 from te_runtime.session import OrtSession, open_session
@@ -165,8 +165,8 @@ def open_executor(
         joint = opening(variant.joint)()
         answerers = [Answerer(task, joint) for task in tasks]
         return SessionExecutor(None, answerers, model_inputs=names, provider=provider)
-    if mode == "task":
-        sessions = side_by_side([opening(own.graph) for own in variant.tasks])
+    if mode in ("task", "pruned"):
+        sessions = side_by_side([opening(own_graph(own, mode)) for own in variant.tasks])
         answerers = list(map(Answerer, tasks, sessions))
         return SessionExecutor(None, answerers, model_inputs=names, provider=provider)
     if variant.switch is not None and runs_switch(variant, provider):

@@ -1,14 +1,14 @@
 """verify: reruns a bundle's golden rows on this device, through every graph of one variant.
 
 Each value must lie within the bound that the manifest states for its task, output and group of rows, around
-what the float64 oracle gave. Every graph runs twice: all rows as one batch, then the first row of each group
-by itself, because batches of one row go through other kernels.
+what the float64 oracle gave; pruned graphs have bounds of their own. Every graph runs twice: all rows as one
+batch, then the first row of each group by itself, because batches of one row go through other kernels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -126,6 +126,7 @@ def verify(
         BundleError: golden rows or a graph cannot be used.
     """
     golden = read_golden_rows(bundle, variant)
+    of_pruned = replace(golden, bounds=golden.pruned_bounds)
     comparisons: list[Comparison] = []
     ran = [variant.trunk.path, *(graphs.tail.path for graphs in variant.tasks)]
     if variant.switch is not None and runs_switch(variant, provider):
@@ -138,6 +139,11 @@ def verify(
         path = bundle.path(graph.path)
         session = open_session(path, graph, provider=provider, threads=threads, cuda=cuda)
         comparisons += _compare_graph(golden, session, tasks, provider)
+        ran.append(graph.path)
+    for graph, task in _pruned_graphs(bundle, variant):
+        path = bundle.path(graph.path)
+        session = open_session(path, graph, provider=provider, threads=threads, cuda=cuda)
+        comparisons += _compare_graph(of_pruned, session, (task,), provider)
         ran.append(graph.path)
     return VerifyReport(
         precision=variant.precision,
@@ -158,6 +164,12 @@ def _whole_graphs(bundle: Bundle, variant: Variant) -> Iterator[tuple[GraphSpec,
         yield graphs.graph, (task,)
         if graphs.standalone is not None:
             yield graphs.standalone, (task,)
+
+
+def _pruned_graphs(bundle: Bundle, variant: Variant) -> Iterator[tuple[GraphSpec, TaskSpec]]:
+    for task, graphs in zip(bundle.manifest.tasks, variant.tasks, strict=True):
+        if graphs.pruned is not None:
+            yield graphs.pruned.graph, task
 
 
 def _open_trunk_and_tails(bundle: Bundle, variant: Variant, threads: int) -> Executor:

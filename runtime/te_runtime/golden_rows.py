@@ -31,6 +31,7 @@ class GoldenRows:
         oracle: (task, output) → float64 array of R rows, all finite; output is `prediction` or
             `routing_weights`.
         bounds: (task, output) → float64 (R,), the largest absolute error allowed in each row.
+        pruned_bounds: the same for the pruned graphs, of tasks that have one.
         group_starts: the first row of each group.
         rows: R.
     """
@@ -38,6 +39,7 @@ class GoldenRows:
     inputs: Mapping[str, NDArray[np.generic]]
     oracle: Mapping[tuple[str, str], NDArray[np.float64]]
     bounds: Mapping[tuple[str, str], NDArray[np.float64]]
+    pruned_bounds: Mapping[tuple[str, str], NDArray[np.float64]]
     group_starts: tuple[int, ...]
     rows: int
 
@@ -60,16 +62,17 @@ def read_golden_rows(bundle: Bundle, variant: Variant) -> GoldenRows:
     except InputError as error:
         raise BundleError(f"{error}. Copy the bundle again whole, or export the model again.") from error
     oracle = {}
-    bounds = {}
-    for key, name, parity in _outputs(manifest, variant):
+    for key, name, _ in _outputs(manifest, variant.parity):
         values = arrays[name].astype(np.float64)
         if not np.isfinite(values).all():
             raise BundleError(f"{path}: {name!r} holds a value that is not finite. Export the model again.")
         oracle[key] = values
-        bounds[key] = np.repeat(_group_bounds(manifest, parity, f"{variant.precision} {name}"), lengths)
+    bounds = _bounds(manifest, variant.parity, variant.precision)
+    pruned = [task.pruned.parity for task in variant.tasks if task.pruned is not None]
+    pruned_bounds = _bounds(manifest, pruned, f"{variant.precision} pruned")
     inputs = {spec.name: arrays[f"input.{spec.name}"] for spec in manifest.inputs}
     starts = tuple(int(end) - length for end, length in zip(np.cumsum(lengths), lengths, strict=True))
-    return GoldenRows(inputs, oracle, bounds, starts, rows)
+    return GoldenRows(inputs, oracle, bounds, pruned_bounds, starts, rows)
 
 
 def take_rows(golden: GoldenRows, rows: NDArray[np.intp]) -> dict[str, NDArray[np.generic]]:
@@ -77,10 +80,24 @@ def take_rows(golden: GoldenRows, rows: NDArray[np.intp]) -> dict[str, NDArray[n
     return {name: array[rows] for name, array in golden.inputs.items()}
 
 
-def _outputs(manifest: Manifest, variant: Variant) -> list[tuple[tuple[str, str], str, OutputParity]]:
+def _bounds(
+    manifest: Manifest, parities: Sequence[TaskParity], where: str
+) -> dict[tuple[str, str], NDArray[np.float64]]:
+    lengths = [group.rows for group in manifest.golden.groups]
+    return {
+        key: np.repeat(_group_bounds(manifest, parity, f"{where} {name}"), lengths)
+        for key, name, parity in _outputs(manifest, parities)
+    }
+
+
+def _outputs(
+    manifest: Manifest, parities: Sequence[TaskParity]
+) -> list[tuple[tuple[str, str], str, OutputParity]]:
     """Each output as (task, output), its name in golden.npz, and its parity figures."""
+    tasks = {task.name: task for task in manifest.tasks}
     outputs = []
-    for task, parity in zip(manifest.tasks, variant.parity, strict=True):
+    for parity in parities:
+        task = tasks[parity.task]
         outputs.append(((task.name, "prediction"), f"{task.name}.prediction", parity.prediction))
         if task.routing_weights is not None:
             weights = _routing_parity(parity)

@@ -9,7 +9,7 @@ from te_runtime.cuda_graphs import GraphExecutor
 from te_runtime.device_executor import Answer, Device, DeviceExecutor, DeviceGraphs
 from te_runtime.executor import Executor
 from te_runtime.manifest import GraphSpec, Variant
-from te_runtime.plan import Mode
+from te_runtime.plan import Mode, own_graph
 from te_runtime.providers import CudaOptions, Provider
 from te_runtime.session import OrtSession, open_session
 
@@ -25,7 +25,7 @@ def open_device_executor(
     threads: int,
     cuda: CudaOptions | None = None,
 ) -> Executor:
-    """Load the graphs of one mode. In mode `task` each graph brings the trunk's weights to the device again.
+    """Load the graphs of one mode. In modes `task` and `pruned` each graph brings the trunk's weights to the device again.
 
     Args:
         bundle: the bundle.
@@ -66,7 +66,7 @@ def _open_graphs(
         return DeviceGraphs(None, {task.name: Answer.of(joint, task, provider) for task in tasks})
     trunk = opened(variant.trunk) if mode == "split" else None
     answers = {
-        task.name: Answer.of(opened(own.graph if trunk is None else own.tail), task, provider)
+        task.name: Answer.of(opened(own_graph(own, mode) if trunk is None else own.tail), task, provider)
         for task, own in zip(tasks, variant.tasks, strict=True)
     }
     return DeviceGraphs(trunk, answers)

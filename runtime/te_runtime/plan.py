@@ -17,6 +17,9 @@ A session packs its weights for itself, so a second session that holds a weight 
 beside the trunk is twice the memory, and the blocked tails of the joint graph in the switch, behind one condition
 for all tasks, with a session for each tail beside it, 1.27 (all five tasks 1.03). Leaving the packing out (mapped
 weights, which sessions share) makes B = 1 1.4 to 2 times slower.
+
+Mode pruned is mode task with the pruned graphs that a bundle has. They give other numbers than the other modes do:
+the manifest says what each task loses.
 """
 
 from __future__ import annotations
@@ -24,12 +27,13 @@ from __future__ import annotations
 from typing import Literal, NamedTuple, cast, get_args
 
 from te_runtime.choices import parse_choice
-from te_runtime.manifest import GraphSpec, Variant
+from te_runtime.errors import InputError
+from te_runtime.manifest import GraphSpec, TaskGraphs, Variant
 from te_runtime.providers import Provider
 
-__all__ = ["Mode", "Plan", "choose_plan", "runs_switch"]
+__all__ = ["Mode", "Plan", "choose_plan", "own_graph", "runs_switch"]
 
-Mode = Literal["joint", "split", "task"]
+Mode = Literal["joint", "split", "task", "pruned"]
 
 
 class Plan(NamedTuple):
@@ -38,7 +42,8 @@ class Plan(NamedTuple):
     Attributes:
         mode: `joint`: one graph that computes every task whatever is asked for; `split`: the trunk once, then
             the tails of the tasks asked for, all in one graph or each in its own; `task`: a graph of its own
-            per task, each with its own weights.
+            per task, each with its own weights; `pruned`: the same without the experts that a task hardly uses,
+            where the bundle has such a graph.
         graphs: paths of the opened graphs inside the bundle.
         reason: why this mode.
     """
@@ -56,16 +61,26 @@ def choose_plan(variant: Variant, mode: str | None, provider: Provider = "cpu") 
 
     Args:
         variant: one precision of a bundle.
-        mode: `joint`, `split` or `task`; None decides by what was measured.
+        mode: `joint`, `split`, `task` or `pruned`; None decides by what was measured, and never for `pruned`.
         provider: where they will run.
 
     Raises:
-        InputError: there is no such mode.
+        InputError: there is no such mode, or the variant has no pruned graph.
     """
     if mode is None:
         return _automatic(variant, provider)
     known = cast(Mode, parse_choice("mode", mode, get_args(Mode)))
+    if known == "pruned" and all(task.pruned is None for task in variant.tasks):
+        raise InputError(
+            f"mode: variant {variant.precision} has no pruned graph: export with --prune-experts POINTS and "
+            '--calibration-data F.npz, or take mode "task"'
+        )
     return Plan(known, _graphs(variant, known, provider), "asked for")
+
+
+def own_graph(task: TaskGraphs, mode: Mode) -> GraphSpec:
+    """The graph that answers a task by itself in mode `task` or `pruned`."""
+    return task.pruned.graph if mode == "pruned" and task.pruned is not None else task.graph
 
 
 def _automatic(variant: Variant, provider: Provider) -> Plan:
@@ -92,6 +107,7 @@ def _graphs(variant: Variant, mode: Mode, provider: Provider) -> tuple[str, ...]
     opened: dict[Mode, tuple[GraphSpec, ...]] = {
         "joint": (variant.joint,),
         "split": split,
-        "task": tuple(task.graph for task in variant.tasks),
+        "task": tuple(own_graph(task, "task") for task in variant.tasks),
+        "pruned": tuple(own_graph(task, "pruned") for task in variant.tasks),
     }
     return tuple(graph.path for graph in opened[mode])

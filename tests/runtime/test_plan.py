@@ -42,7 +42,9 @@ def test_a_plan_prints_what_a_person_wants_to_know() -> None:
 
 
 def test_a_mode_that_is_none_is_refused(pristine: Path) -> None:
-    with pytest.raises(InputError, match=r"mode: found 'fast', expected 'joint', 'split' or 'task'"):
+    with pytest.raises(
+        InputError, match=r"mode: found 'fast', expected 'joint', 'split', 'task' or 'pruned'"
+    ):
         te_runtime.load(pristine, mode="fast")
 
 

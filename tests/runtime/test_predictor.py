@@ -157,7 +157,7 @@ ARRAY = np.array(["split", "joint"])
 @pytest.mark.parametrize(
     ("argument", "values", "expected"),
     [
-        ("mode", ("fast", 5, ARRAY), "'joint', 'split' or 'task'"),
+        ("mode", ("fast", 5, ARRAY), "'joint', 'split', 'task' or 'pruned'"),
         ("provider", ("tpu", 5, None, ARRAY), "'cpu', 'cuda' or 'auto'"),
         ("precision", ("fp16", 5, ARRAY), "'fp32'"),
         ("check", ("never", None, ARRAY), "'full' or 'size'"),
