@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from te_export.options import TaskPruning
 from te_export.report.pruning_figures import EXPERT_HEADINGS, expert_rows, found_line
 from te_export.report.rewrite_costs import COST_HEADINGS, cost_rows, node_list
-from te_export.report.variant_figures import ACCURACY_HEADINGS, METRICS, accuracy_rows
+from te_export.report.variant_figures import accuracy_table, judged_rows, loss_meaning
 from te_export.rewrite.log import RewriteLog
 from te_runtime.manifest import Manifest, TaskParity, TaskUtilization, TensorSpec, Variant
 
@@ -81,15 +81,15 @@ def _shown(entries: Sequence[object]) -> Sequence[object]:
 
 
 def _accuracy(variant: Variant) -> str:
-    first = variant.accuracy[0]
-    kinds = dict.fromkeys(METRICS[entry.metric] for entry in variant.accuracy)
+    headings, rows = accuracy_table(variant)
     kept = "".join(f"- `{name}`\n" for name in variant.kept_weights)
     held = "8 bits" if variant.precision == "int4" else "float32"
     return (
         f"## {variant.precision} ({variant.form}): what each task lost\n\n"
-        f"Against the float64 oracle, over {first.rows} rows of {first.source}; loss in {' or '.join(kinds)}. "
-        "Routing KL is the mean divergence of the routing weights from the oracle's, in nats.\n\n"
-        + _table(ACCURACY_HEADINGS, accuracy_rows(variant))
+        f"Against the float64 oracle, over {judged_rows(variant)}. Loss: {loss_meaning(variant)}. "
+        "Arg-max and top expert are the share of rows in which the largest output and the largest routing weight are "
+        "the oracle's; routing KL is the mean divergence of the routing weights from the oracle's, in nats.\n\n"
+        + _table(headings, rows)
         + (
             f"\nWeights that are held in {held}, because a task would lose too much:\n\n{kept}"
             if kept

@@ -12,7 +12,7 @@ from rich.table import Table
 from te_export.options import ExportResult, TaskPruning
 from te_export.report.pruning_figures import EXPERT_HEADINGS, expert_rows, found_line
 from te_export.report.rewrite_costs import COST_HEADINGS, cost_rows
-from te_export.report.variant_figures import ACCURACY_HEADINGS, METRICS, accuracy_rows
+from te_export.report.variant_figures import accuracy_table, judged_rows, loss_meaning
 from te_runtime.manifest import TaskParity, Variant
 
 __all__ = ["result_lines"]
@@ -25,18 +25,18 @@ def result_lines(result: ExportResult, *, verbose: bool) -> Iterator[str]:
     """The lines to print, for a terminal or a pipe alike."""
     yield ""
     yield from _table(result)
-    apart = sum(result.task_size_bytes.values())
-    saving = f"; exported apart they would take {_megabytes(apart)}" if apart > result.size_bytes else ""
-    yield f"{len(result.task_size_bytes)} tasks in {_megabytes(result.size_bytes)}{saving}."
+    yield _sizes(result)
     yield "max error:  of the prediction on ordinary rows, against torch in float64, the worst of every graph"
     yield "vs torch:   error over torch float32's own, prediction and routing weights, in the worst group of rows"
     yield "size alone: the task's graph with the weights it reads, most of which the tasks share"
-    if result.variants:
+    if result.variants or result.failed_variants:
         yield ""
         yield from _variant_table(result)
         for variant in result.manifest.variants[1:]:
             yield ""
             yield from _accuracy_lines(variant)
+        if result.variants:
+            yield "arg-max, top expert: rows in which the largest output and routing weight are the oracle's"
     if result.pruning:
         yield ""
         yield from _pruning_lines(result.pruning)
@@ -52,10 +52,25 @@ def result_lines(result: ExportResult, *, verbose: bool) -> Iterator[str]:
         yield f"note: {note}"
     yield ""
     if not result.published:
-        yield f"Dry run: every check passed and nothing was written. Without --dry-run: {result.bundle}"
+        checks = "a variant was left out" if result.failed_variants else "every check passed"
+        yield f"Dry run: {checks} and nothing was written. Without --dry-run: {result.bundle}"
         return
     yield f"Bundle: {result.bundle}"
     yield f"Next:   te-runtime verify {shlex.quote(str(result.bundle))}"
+
+
+def _sizes(result: ExportResult) -> str:
+    tasks, apart = len(result.task_size_bytes), sum(result.task_size_bytes.values())
+    variants = len(result.manifest.variants)
+    counted = f"{tasks} tasks" if variants == 1 else f"{tasks} tasks, {variants} variants"
+    together = result.size_bytes if variants == 1 else _folder_bytes(result, "fp32")
+    saving = "fp32 tasks exported apart" if variants > 1 else "exported apart they"
+    told = f"; {saving} would take {_megabytes(apart)}" if apart > together else ""
+    return f"{counted} in {_megabytes(result.size_bytes)}{told}."
+
+
+def _folder_bytes(result: ExportResult, folder: str) -> int:
+    return sum(entry.size_bytes for entry in result.manifest.files if entry.path.startswith(f"{folder}/"))
 
 
 def _table(result: ExportResult) -> list[str]:
@@ -83,7 +98,7 @@ def _variant_table(result: ExportResult) -> list[str]:
         table.add_column(heading, no_wrap=True)
     for heading in ("size", "of fp32", "all tasks over fp32, one thread"):
         table.add_column(heading, justify="right", no_wrap=True)
-    whole = sum(entry.size_bytes for entry in result.manifest.files if entry.path.startswith("fp32/"))
+    whole = _folder_bytes(result, "fp32")
     table.add_row("fp32", "float32", _megabytes(whole), "", "")
     for summary in result.variants:
         for form, ratios in summary.latencies.items():
@@ -95,21 +110,23 @@ def _variant_table(result: ExportResult) -> list[str]:
                 f"{summary.size_bytes / whole:.2f}x" if kept else "",
                 ", ".join(f"{ratio.ratio:.2f}x B={ratio.batch}" for ratio in ratios),
             )
+    for failed in result.failed_variants:
+        table.add_row(failed.precision, "left out")
     return _printed(table)
 
 
 def _accuracy_lines(variant: Variant) -> list[str]:
+    headings, rows = accuracy_table(variant)
     table = Table(box=None, pad_edge=False, header_style="", padding=(0, 2, 0, 0))
-    for heading in ACCURACY_HEADINGS:
-        table.add_column(heading, justify="left" if heading == "task" else "right", overflow="fold")
-    for row in accuracy_rows(variant):
+    table.add_column(headings[0], overflow="fold")
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
         table.add_row(*row)
-    first = variant.accuracy[0]
-    kinds = dict.fromkeys(METRICS[entry.metric] for entry in variant.accuracy)
     return [
-        f"{variant.precision} against the oracle, {first.rows} rows of {first.source}; loss in "
-        f"{' or '.join(kinds)}:",
+        f"{variant.precision} ({variant.form}) against the oracle, {judged_rows(variant)}",
         *_printed(table),
+        f"loss: {loss_meaning(variant)}",
     ]
 
 
