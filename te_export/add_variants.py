@@ -28,12 +28,13 @@ __all__ = ["AddedVariants", "add_variants"]
 
 @dataclass(frozen=True)
 class AddedVariants:
-    """What came of the variants that were asked for beside fp32."""
+    """What came of the variants that were asked for beside fp32; notes as in BuiltVariant."""
 
     variants: tuple[Variant, ...] = ()
     summaries: tuple[VariantSummary, ...] = ()
     failed: tuple[FailedVariant, ...] = ()
     notes: tuple[str, ...] = ()
+    timing_notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class _Added:
     variant: Variant
     summary: VariantSummary
     notes: tuple[str, ...]
+    timing_notes: tuple[str, ...]
 
 
 def add_variants(
@@ -75,6 +77,7 @@ def add_variants(
         summaries=tuple(found.summary for found in added),
         failed=tuple(failed),
         notes=tuple(note for found in added for note in found.notes),
+        timing_notes=tuple(note for found in added for note in found.timing_notes),
     )
 
 
@@ -111,6 +114,7 @@ def _add(
             latencies=built.latencies,
         ),
         notes=built.notes,
+        timing_notes=built.timing_notes,
     )
 
 

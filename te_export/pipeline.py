@@ -148,7 +148,7 @@ def export(
         published=not options.dry_run,
         manifest=manifest,
         task_size_bytes=dict(written.graphs.task_size_bytes),
-        notes=(*notes, *written.notes, *added.notes),
+        notes=(*notes, *written.notes, *added.notes, *added.timing_notes),
         size_bytes=sum(entry.size_bytes for entry in staged.files),
         step_seconds=steps.seconds,
         rewrites=written.rewrites,

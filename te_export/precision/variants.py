@@ -5,7 +5,7 @@ fp32 graphs → each form of the precision → repair (within every task's budge
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,6 +48,7 @@ class BuiltVariant:
         before_repair: the same with everything converted.
         latencies: of the joint graph over the fp32 one, for each form that was tried and each batch size.
         notes: what a person must know.
+        timing_notes: the same, of what was timed: true of this machine and this run, so not to be written down.
     """
 
     precision: Precision
@@ -59,6 +60,7 @@ class BuiltVariant:
     before_repair: Mapping[str, TaskAccuracy]
     latencies: Mapping[FormName, tuple[LatencyRatio, ...]]
     notes: tuple[str, ...]
+    timing_notes: tuple[str, ...]
 
 
 def build_variant_graphs(
@@ -96,7 +98,11 @@ def build_variant_graphs(
         figures=best.figures,
         before_repair=best.before,
         latencies=latencies,
-        notes=tuple(_notes(precision, best, latencies[best.form.name], evaluation)),
+        notes=(
+            *(f"{precision}: {_why_not(found, evaluation)}" for found in repaired if found not in fitting),
+            *_notes(precision, best, evaluation),
+        ),
+        timing_notes=tuple(_timing_notes(precision, latencies[best.form.name])),
     )
 
 
@@ -188,31 +194,34 @@ def _layer_weights(joint: ir.Model) -> frozenset[str]:
 
 def _why_none(precision: Precision, repaired: Sequence[Repaired], evaluation: Evaluation) -> str:
     """Why no form of a precision can be shipped."""
-    reasons = []
-    for found in repaired:
-        if not found.before or not _layer_count(found):
-            reasons.append(
-                f"{found.form.name}: no layer is large enough to convert, so nothing would be gained"
-            )
-            continue
-        lost = ", ".join(
-            f"{task} loses {evaluation.loss_points(found.before[task]):.2f} points"
-            for task in evaluation.misses(found.before)[:_SHOWN]
-        )
-        reasons.append(
-            f"{found.form.name}: {lost}, allowed {evaluation.budget_points:g}; keeping layers in {found.form.kept_as} "
-            "did not mend it before none was left"
-        )
-    return f"{precision} is left out: " + "; ".join(reasons)
+    return f"{precision} is left out: {'; '.join(_why_not(found, evaluation) for found in repaired)}"
+
+
+def _why_not(found: Repaired, evaluation: Evaluation) -> str:
+    if not found.before or not _layer_count(found):
+        return f"{found.form.name}: no layer is large enough to convert, so nothing would be gained"
+    lost = ", ".join(
+        f"{task} loses {evaluation.loss_points(found.before[task]):.2f} points"
+        for task in evaluation.misses(found.before)[:_SHOWN]
+    )
+    return (
+        f"{found.form.name}: {lost}, allowed {evaluation.budget_points:g}; keeping layers in {found.form.kept_as} "
+        "did not mend it before none was left"
+    )
 
 
 def _layer_count(found: Repaired) -> int:
     return len(found.converted) + len(found.kept)
 
 
-def _notes(
-    precision: Precision, best: Repaired, ratios: Sequence[LatencyRatio], evaluation: Evaluation
-) -> list[str]:
+def _timing_notes(precision: Precision, ratios: Sequence[LatencyRatio]) -> Iterator[str]:
+    slow = [ratio for ratio in ratios if ratio.low > 1.0]
+    if slow:
+        shown = ", ".join(f"{ratio.ratio:.2f}x at B={ratio.batch}" for ratio in slow)
+        yield f"{precision} is SLOWER than fp32 on this machine's CPU, all tasks in one thread: {shown}"
+
+
+def _notes(precision: Precision, best: Repaired, evaluation: Evaluation) -> list[str]:
     notes = []
     if best.kept:
         names = sorted(best.kept)
@@ -222,12 +231,6 @@ def _notes(
             f"{precision}: {len(names)} weights stay in {best.form.kept_as}, because {tasks} would lose too much "
             "otherwise: "
             f"{', '.join(names[:_SHOWN])}{more}"
-        )
-    slow = [ratio for ratio in ratios if ratio.low > 1.0]
-    if slow:
-        shown = ", ".join(f"{ratio.ratio:.2f}x at B={ratio.batch}" for ratio in slow)
-        notes.append(
-            f"{precision} is SLOWER than fp32 on this machine's CPU, all tasks in one thread: {shown}"
         )
     for task, found in best.figures.items():
         if found.before is not None and found.baseline is not None and found.before <= found.baseline:

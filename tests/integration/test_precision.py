@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +27,7 @@ from te_export.capture.joint_graph import JointGraph
 from te_export.models.exportable import ExportableModel
 from te_export.models.task_expert import TaskExpertConfig, TaskExpertModel
 from te_export.precision import activation_ranges, repair, trial, variants
-from te_export.precision.latency import measure_ratios
+from te_export.precision.latency import LatencyRatio, measure_ratios
 from te_runtime.bundle import open_bundle
 from te_runtime.manifest import Variant
 
@@ -334,6 +334,28 @@ def test_the_report_tells_what_each_task_lost(result: te_export.ExportResult) ->
     for precision in LOWER:
         assert f"## {precision} ({variant_of(result, precision).form}): what each task lost" in report
         assert f"## {precision}: parity with torch in float64" in report
+
+
+def test_what_was_timed_is_told_and_written_nowhere(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same checkpoint is to give the same bytes."""
+
+    def slow(sessions: Mapping[str, object], feeds: Mapping[int, object]) -> tuple[LatencyRatio, ...]:
+        return tuple(
+            LatencyRatio(name, batch, ratio=1.75, low=1.5, high=2.0, latency_us=123.0, rounds=9)
+            for batch in feeds
+            for name in sessions
+        )
+
+    monkeypatch.setattr(variants, "measure_ratios", slow)
+    options = te_export.ExportOptions(precisions=("fp32", "int8"))
+
+    result = te_export.export(digits.model_pt, tmp_path / "out", options)
+
+    (note,) = [note for note in result.notes if "SLOWER" in note]
+    assert "1.75x at B=1, 1.75x at B=8, 1.75x at B=64" in note
+    assert not any(b"SLOWER" in data or b"1.75x" in data for data in files(result.bundle).values())
 
 
 # The command
