@@ -87,9 +87,9 @@ def _folded(
     bias = np.zeros(layer.width_out)
     if layer.bias is not None:
         bias += tensor_of(layer.bias).numpy()
-    for expert, mean in means.items():
-        bias += columns[:, expert].astype(np.float64) @ mean
-    with np.errstate(over="ignore"):  # prune_experts looks for infinities
+    with np.errstate(over="ignore", invalid="ignore"):  # prune_experts looks for what is not finite
+        for expert, mean in means.items():
+            bias += columns[:, expert].astype(np.float64) @ mean
         return columns[:, kept].reshape(layer.width_out, -1), bias.astype(np.float32)
 
 
