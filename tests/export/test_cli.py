@@ -441,6 +441,26 @@ def test_outputs_that_cannot_be(
     assert (model.parent / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--prune-experts", "0.5"), "Add --calibration-data F.npz, or leave --prune-experts out"),
+        (("--prune-experts", "-1"), "Invalid value for '--prune-experts'"),
+        (("--prune-experts", "101"), "Invalid value for '--prune-experts'"),
+        (("--prune-experts", "few"), "Invalid value for '--prune-experts'"),
+        (("--prune-experts", "1", "--calibration-data", "no.npz"), "no.npz: no such file"),
+        (("--calibration-data", "no.npz"), "Add --precision fp32,int8 or --prune-experts 0.5"),
+    ],
+)
+def test_pruning_that_cannot_be_judged_is_refused(
+    arguments: tuple[str, ...], message: str, command: Command, model: Path
+) -> None:
+    done = command(model, *arguments)
+    assert done.code == 2
+    assert message in done.err
+    assert done.out == ""
+
+
 def test_no_arguments_is_a_usage_error(command: Command) -> None:
     done = command()
 

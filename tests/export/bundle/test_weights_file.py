@@ -16,6 +16,7 @@ from te_export.bundle.weights_file import (
     plan_weights,
     weight_chunks,
 )
+from te_export.rewrite.stack import Part, stack_tensors
 
 DTYPES = [np.float32, np.float16, np.float64, np.int64, np.int32, np.uint8]
 
@@ -111,3 +112,64 @@ def test_a_graph_without_large_tensors_has_an_empty_file() -> None:
 @pytest.mark.parametrize(("size", "is_laid_out"), [(63, False), (64, True)])
 def test_the_limit_of_what_is_small(size: int, is_laid_out: bool) -> None:
     assert bool(plan_weights([graph_of([np.ones(size, np.float32)])]).places) is is_laid_out
+
+
+def stacked(names: str, parts: dict[str, np.ndarray], *, stack: str) -> ir.Graph:
+    """A graph whose one initializer is the stack of some parts."""
+    chosen = [Part(name, ir.tensor(parts[name])) for name in names]
+    axes = [sum(len(parts[name]) for name in names), 40]
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": 18})
+    graph.register_initializer(ir.Value(name=stack, const_value=stack_tensors(stack, chosen, axes)))
+    return graph
+
+
+def four_parts(rows: int = 8) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal((rows, 40)).astype(np.float32) for name in "abcd"}
+
+
+@pytest.mark.parametrize("names", ["ab", "bcd", "cd", "abcd", "b"])
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_stack_of_neighbours_lies_in_the_stack_there_is(names: str, rows: int) -> None:
+    """A row of 40 float32 has 160 bytes: too small for a place of its own, and still found."""
+    parts = four_parts(rows)
+    whole, piece = stacked("abcd", parts, stack="whole"), stacked(names, parts, stack="piece")
+
+    layout = plan_weights([whole, piece])
+
+    if rows * len(names) * 160 < SMALL_BYTES:
+        assert "piece" not in layout.places
+        return
+    assert [tensor.name for _, tensor in layout.written] == ["whole"]
+    offset, length = layout.places["piece"]
+    data = written(whole, layout)
+    assert data[offset : offset + length] == b"".join(parts[name].tobytes() for name in names)
+
+
+@pytest.mark.parametrize("names", ["ac", "ba", "abd", "aa", "dabc"])
+def test_a_stack_of_parts_that_are_no_neighbours_is_written(names: str) -> None:
+    parts = four_parts()
+    whole, piece = stacked("abcd", parts, stack="whole"), stacked(names, parts, stack="piece")
+
+    layout = plan_weights([whole, piece])
+
+    assert [tensor.name for _, tensor in layout.written] == ["whole", "piece"]
+    offset, length = layout.places["piece"]
+    data = written(whole, layout)
+    assert data[offset : offset + length] == b"".join(parts[name].tobytes() for name in names)
+    assert layout.places["a"] == (layout.places["whole"][0], parts["a"].nbytes)
+
+
+def test_parts_that_end_where_another_stack_begins_are_one_range_too() -> None:
+    """Whatever lies without a gap will do: the bytes are what counts."""
+    parts = {name: np.full((8 * 16, 40), index, np.float32) for index, name in enumerate("abcd")}
+    assert parts["a"].nbytes * 2 % PAGE_BYTES == 0
+    graphs = [stacked("ab", parts, stack="first"), stacked("cd", parts, stack="second")]
+    graphs.append(stacked("bc", parts, stack="third"))
+
+    layout = plan_weights(graphs)
+
+    offset, length = layout.places["third"]
+    data = written(graphs[0], layout)
+    assert data[offset : offset + length] == parts["b"].tobytes() + parts["c"].tobytes()
+    assert layout.size_bytes == 4 * parts["a"].nbytes

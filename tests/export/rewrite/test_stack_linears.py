@@ -121,3 +121,36 @@ def test_a_layer_that_is_an_output_keeps_its_name(nets: ModuleType) -> None:
 
     assert [value.name for value in graph.outputs] == ["y", "z"]
     nets.assert_same(build(), graph)
+
+
+def numbered(*gaps_before: int, count: int = 5) -> dict[str, int]:
+    """Places of the weights of `readers`, one after another, with a gap before some."""
+    places, place = {}, 0
+    for index in range(count):
+        place += 1 + (index in gaps_before)
+        places[f"layer.{index}.weight"] = place
+    return places
+
+
+@pytest.mark.parametrize(
+    ("laid_out", "stacks"),
+    [
+        (numbered(), ["layer.0.weight+4"]),
+        (numbered(2), ["layer.0.weight+1", "layer.2.weight+2"]),
+        (numbered(1, 4), ["layer.1.weight+2"]),
+        (numbered(1, 2, 3, 4), []),
+        ({}, ["layer.0.weight+4"]),
+        ({"layer.0.weight": 3, "layer.1.weight": 4}, ["layer.0.weight+1", "layer.2.weight+2"]),
+        ({f"layer.{index}.weight": 9 - index for index in range(5)}, []),
+    ],
+)
+def test_only_neighbours_of_what_is_laid_out_are_stacked(
+    nets: ModuleType, laid_out: dict[str, int], stacks: list[str]
+) -> None:
+    rule = partial(stack_linears, before_cut=True, laid_out=laid_out)
+    graph = readers(nets.Net(), widths=(4,) * 5)
+    rule(graph)
+    found = [name for name, value in graph.initializers.items() if stack_of(value.const_value)]
+    assert [name for name in found if "weight" in name] == stacks
+    nets.assert_same(readers(nets.Net(), widths=(4,) * 5), graph)
+    nets.assert_settled(rule, graph)
