@@ -36,12 +36,14 @@ class AddedPruned:
     Attributes:
         tasks: what was found for every task.
         models, means, accuracy: of the tasks that have a pruned graph, by name.
+        notes: what a person must know.
     """
 
     tasks: tuple[TaskPruning, ...] = ()
     models: Mapping[str, ir.Model] = field(default_factory=dict)
     means: Mapping[str, Means] = field(default_factory=dict)
     accuracy: Mapping[str, TaskAccuracy] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def detail(self) -> str:
@@ -84,6 +86,7 @@ def add_pruned(
         models={task: pruned.graph.model for task, pruned in found.items()},
         means={task: pruned.means for task, pruned in found.items()},
         accuracy={task: pruned.accuracy for task, pruned in found.items()},
+        notes=tuple(pruned.note for pruned in found.values() if pruned.note),
     )
 
 

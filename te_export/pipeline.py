@@ -213,7 +213,7 @@ def _write_graphs(
         )
     return _Written(
         info=model_info(model, sha256),
-        notes=model.notes,
+        notes=(*model.notes, *pruned.notes),
         graphs=files,
         references=references,
         rewrites=rewrites,

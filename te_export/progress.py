@@ -14,7 +14,8 @@ class Progress(Protocol):
     """Receives the steps of an export as they begin and end."""
 
     def started(self, step: str) -> None:
-        """A step began; `step` is a verb: read, capture, rewrite, partition, reference, write, verify, publish."""
+        """A step began; `step` is a verb: read, capture, rewrite, partition, reference, (prune), write, verify,
+        publish."""
 
     def finished(self, step: str, detail: str, seconds: float) -> None:
         """A step ended after `seconds` of wall time; `detail` says what came of it."""

@@ -22,7 +22,15 @@ from te_export.models.exportable import ExportableModel
 from te_export.precision.calibration_data import Labels
 from te_export.verify.oracle import UNIT_ROUNDOFF, evaluate_float64
 
-__all__ = ["JudgedBy", "Metric", "TaskAccuracy", "TaskOracle", "evaluate_oracle", "measure_accuracy"]
+__all__ = [
+    "JudgedBy",
+    "Metric",
+    "TaskAccuracy",
+    "TaskOracle",
+    "doubt_labels",
+    "evaluate_oracle",
+    "measure_accuracy",
+]
 
 JudgedBy = Literal["labels", "agreement", "relative error"]
 Metric = Literal["accuracy", "area under the ROC curve", "R²", "agreement", "relative error"]
@@ -157,6 +165,24 @@ def measure_accuracy(
         relative_error=_relative_error(found, oracle.prediction),
         routing_kl=None if routing is None else _divergence(*routing),
         top_expert_agreement=None if routing is None else _agreeing_rows(*routing) / rows,
+    )
+
+
+def doubt_labels(task: str, found: TaskAccuracy, judged: str) -> str:
+    """What to say of labels on which the model itself is no better than an answer that ignores its input.
+
+    Args:
+        judged: what they were to judge.
+
+    Returns:
+        One sentence or two; empty where there is nothing to say.
+    """
+    if found.before is None or found.baseline is None or found.before > found.baseline:
+        return ""
+    return (
+        f"labels.{task} cannot judge {judged}: {found.metric} of the model itself is {found.before:.1f}, no better "
+        f"than {found.baseline:.1f} for an answer that ignores its input. Are they this task's labels, in the order "
+        "of the rows?"
     )
 
 

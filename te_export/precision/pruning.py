@@ -30,6 +30,7 @@ from te_export.capture.joint_graph import JointGraph
 from te_export.options import ExportOptions, TaskPruning
 from te_export.partition import GraphSet, cut_task, order_initializers
 from te_export.precision.accuracy import TaskAccuracy as Figures
+from te_export.precision.accuracy import doubt_labels
 from te_export.precision.choose_experts import answer_with_means, choose_experts
 from te_export.precision.evaluation import Evaluation
 from te_export.precision.expert_use import ExpertUse, mean_outputs, measure_use
@@ -55,11 +56,13 @@ class PrunedTask:
     Attributes:
         graph: one task's, with the sources of its initializers.
         means: the experts that are gone, ascending, with their mean outputs (D,).
+        note: what a person must know, or nothing.
     """
 
     graph: JointGraph
     means: Means
     accuracy: TaskAccuracy
+    note: str
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def prune_tasks(
     found: dict[str, PrunedTask] = {}
     told: list[TaskPruning] = []
     for task, use in uses.items():
-        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
             pruned = _prune(work, task, use, Path(folder))
             if isinstance(pruned, str):
                 told.append(TaskPruning(task, use, work.evaluation.budget_points, reason=pruned))
@@ -155,7 +158,8 @@ def _prune(work: _Work, task: str, use: ExpertUse, scratch: Path) -> PrunedTask 
         figures = _measure(work, task, graph.model, scratch)
         if work.evaluation.loss_points(figures) <= work.evaluation.budget_points:
             accuracy = accuracy_entry(task, figures, work.evaluation)
-            return PrunedTask(graph, work.means_of(removed), accuracy)
+            note = doubt_labels(task, figures, "pruning")
+            return PrunedTask(graph, work.means_of(removed), accuracy, note)
         removed = removed[:-1]
     shown = ", ".join(map(str, sorted(candidates)))
     return (

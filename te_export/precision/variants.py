@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from te_export.errors import AccuracyError, GateError
 from te_export.partition import GraphSet, order_initializers
-from te_export.precision.accuracy import TaskAccuracy
+from te_export.precision.accuracy import TaskAccuracy, doubt_labels
 from te_export.precision.activation_ranges import measure_ranges
 from te_export.precision.block_weights import BlockWeights
 from te_export.precision.evaluation import Evaluation
@@ -232,13 +232,8 @@ def _notes(precision: Precision, best: Repaired, evaluation: Evaluation) -> list
             "otherwise: "
             f"{', '.join(names[:_SHOWN])}{more}"
         )
-    for task, found in best.figures.items():
-        if found.before is not None and found.baseline is not None and found.before <= found.baseline:
-            notes.append(
-                f"labels.{task} cannot judge {precision}: {found.metric} of the model itself is {found.before:.1f}, no "
-                f"better than {found.baseline:.1f} for an answer that ignores its input. Are they this task's labels, "
-                "in the order of the rows?"
-            )
+    doubts = (doubt_labels(task, found, precision) for task, found in best.figures.items())
+    notes += [doubt for doubt in doubts if doubt]
     if evaluation.source == "probe rows":
         notes.append(
             f"{precision} was judged on random rows only; give --calibration-data to have its accuracy judged"

@@ -252,7 +252,7 @@ def _verify_pruned(
     expected = run_tail(staged.root, tail, replace(trunk, outputs=features))
     run = run_graph(staged.root, staged.pruned[name], references.rows.x)
     parities: list[OutputParity] = []
-    failures = _check_sums(name, run, ROUTING_WEIGHTS)
+    failures: list[str] = []
     for output in (PREDICTION, ROUTING_WEIGHTS):
         reference = getattr(references.tasks[name], output)
         failures += _Judge(reference, references, Tolerance()).differences(run, expected, output)
@@ -260,7 +260,8 @@ def _verify_pruned(
         failures += judge.judge(run, output)
         parities.append(judge.parity())
     prediction, routing_weights = parities
-    return TaskParity(name, prediction, routing_weights), [f"task {name}: {failure}" for failure in failures]
+    told = [f"task {name}: {failure}" for failure in failures]
+    return TaskParity(name, prediction, routing_weights), told + _check_sums(name, run, ROUTING_WEIGHTS)
 
 
 def _parity(judges: Mapping[tuple[str, str], _Judge], references: References) -> tuple[TaskParity, ...]:

@@ -84,7 +84,7 @@ def check_pruned_structure(
         StructureError: naming what is missing or was to be gone.
     """
     (task,) = (known for known in model.tasks if known.name in pruned.tasks)
-    expected = _expected(captured, model, pruned.sources)
+    expected = _Expected(outputs={}, slots=_slot_parameters(captured, model), sources=pruned.sources)
     kept = [slot for expert, slot in enumerate(expected.slots) if expert not in removed]
     gone = frozenset().union(*(expected.slots[expert] for expert in removed)) - frozenset().union(*kept)
     graph = pruned.model.graph
@@ -118,18 +118,21 @@ class _Place:
 def _expected(
     captured: JointGraph, model: ExportableModel, sources: Mapping[str, tuple[str, ...]]
 ) -> _Expected:
-    graph = captured.model.graph
-    features = _output(graph, EXPERT_FEATURES)
     return _Expected(
         outputs={
             str(value.name): frozenset(dependencies_of(value).parameters(captured.sources))
-            for value in graph.outputs
+            for value in captured.model.graph.outputs
         },
-        slots=tuple(
-            frozenset(dependencies_of(features, _slot(expert)).parameters(captured.sources))
-            for expert in range(model.num_experts)
-        ),
+        slots=_slot_parameters(captured, model),
         sources=sources,
+    )
+
+
+def _slot_parameters(captured: JointGraph, model: ExportableModel) -> tuple[frozenset[str], ...]:
+    features = _output(captured.model.graph, EXPERT_FEATURES)
+    return tuple(
+        frozenset(dependencies_of(features, _slot(expert)).parameters(captured.sources))
+        for expert in range(model.num_experts)
     )
 
 

@@ -269,6 +269,19 @@ def test_stacks_are_runs_of_neighbours_and_lie_in_the_joint_graphs_stack(
         assert not any(str(name).startswith("experts.") for name in new)
 
 
+def test_labels_that_cannot_judge_are_told(exported: ExportResult, files: Path, tmp_path: Path) -> None:
+    """Labels that are never what the model says: whatever goes, nothing is lost on them."""
+    x = np.load(files / "rows.npz")["x"]
+    with te_runtime.load(exported.bundle, mode="task") as model:
+        wrong = (model.predict(x)["task_0"].output.argmax(axis=1) + 1) % 4
+    np.savez(tmp_path / "rows.npz", x=x, **{"labels.task_0": wrong})
+    result = te_export.export(files / "model.pt", tmp_path / "b", options(tmp_path))
+    assert pruned_of(result, "task_0").accuracy.metric == "accuracy"
+    notes = [note for note in result.notes if note.startswith("labels.task_0 cannot judge pruning: accuracy")]
+    assert len(notes) == 1
+    assert notes[0] in (result.bundle / "report.md").read_text()
+
+
 def test_a_pruned_graph_that_is_not_what_was_judged_is_refused(
     exported: ExportResult, references_of: Any, files: Path
 ) -> None:
