@@ -12,7 +12,6 @@ import onnx_ir as ir
 
 from te_export.capture.joint_graph import EXPERT_FEATURES, JointGraph, prediction_name, routing_weights_name
 from te_export.errors import StructureError
-from te_export.switch import make_switch
 
 __all__ = ["PREDICTION", "ROUTING_WEIGHTS", "GraphSet", "cut_task", "order_initializers", "partition"]
 
@@ -41,17 +40,8 @@ class GraphSet:
 
     @property
     def models(self) -> tuple[ir.Model, ...]:
-        """Every graph but the switch, which is made of them; the joint graph first."""
+        """Every graph, the joint graph first."""
         return (self.joint, self.trunk, *self.tasks.values(), *self.tails.values())
-
-    @property
-    def switch(self) -> ir.Model | None:
-        """The trunk, and each tail behind a condition: inputs and `asked` (T,) bool → the joint graph's outputs.
-
-        Made anew of `trunk` and `tails` each time, so that it is what they are, whatever was done to them. None
-        where it is of no use (te_export/switch.py).
-        """
-        return make_switch(self.trunk, self.tails)
 
 
 def partition(captured: JointGraph) -> GraphSet:

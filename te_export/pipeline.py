@@ -192,8 +192,7 @@ def _write_graphs(
         )
         check_structure(graphs, model, captured)
         step.detail = (
-            f"{len(graphs.models)} graphs (joint, trunk, task, tail) and their switch, "
-            "gates and fusion intact in each"
+            f"{2 + 2 * len(graphs.tasks)} graphs (joint, trunk, task, tail), gates and fusion intact in each"
         )
     with steps.step("reference") as step, reference_threads(model.parameter_bytes):
         references = evaluate_references(model, make_probe_rows(model))

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from te_runtime.answers import AnswerReader, TaskReader
 from te_runtime.bundle import Bundle
 from te_runtime.manifest import GraphSpec, TaskSpec, Variant
-from te_runtime.plan import Mode, own_graph, runs_switch
+from te_runtime.plan import Mode, own_graph
 from te_runtime.prediction import Prediction
 from te_runtime.providers import Provider
-from te_runtime.session import OrtSession, open_session
+from te_runtime.session import open_session
 from te_runtime.side_by_side import side_by_side
-from te_runtime.switch import SwitchExecutor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,7 +154,7 @@ def open_executor(
         BundleError, ProviderError: as open_session.
     """
 
-    def opening(spec: GraphSpec, graph_threads: int = threads) -> Callable[[], OrtSession]:
+    def opening(spec: GraphSpec, graph_threads: int = threads) -> Callable[[], Session]:
         path = bundle.path(spec.path)
         return lambda: open_session(path, spec, provider=provider, threads=graph_threads, spinning=spinning)
 
@@ -169,9 +168,6 @@ def open_executor(
         sessions = side_by_side([opening(own_graph(own, mode)) for own in variant.tasks])
         answerers = list(map(Answerer, tasks, sessions))
         return SessionExecutor(None, answerers, model_inputs=names, provider=provider)
-    if variant.switch is not None and runs_switch(variant, provider):
-        switch = opening(variant.switch)()
-        return SwitchExecutor(switch, tasks, model_inputs=names, provider=provider)
     trunk, *tails = side_by_side([opening(variant.trunk), *(opening(own.tail, 1) for own in variant.tasks)])
     answerers = list(map(Answerer, tasks, tails))
     return SessionExecutor(trunk, answerers, model_inputs=names, provider=provider)

@@ -7,17 +7,16 @@ batch, then the first row of each group by itself, because batches of one row go
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from te_runtime.bundle import Bundle
-from te_runtime.executor import Answerer, Executor, SessionExecutor, TaskReader
+from te_runtime.executor import Executor, TaskReader
 from te_runtime.golden_rows import GoldenRows, read_golden_rows, take_rows
 from te_runtime.manifest import GraphSpec, TaskSpec, Variant
-from te_runtime.plan import runs_switch
 from te_runtime.prediction import Prediction
 from te_runtime.providers import CudaOptions, Provider
 from te_runtime.session import open_session
@@ -109,12 +108,10 @@ def verify(
 ) -> VerifyReport:
     """Rerun the golden rows through the trunk and tails, and through every other graph of the variant.
 
-    The switch graph runs where te_runtime runs it, for all tasks at once and for each alone.
-
     Args:
         bundle: the bundle.
         variant: which of its variants.
-        split: mode `split` of that variant, loaded.
+        split: trunk and tails of that variant, loaded.
         provider: where to run.
         threads: CPU threads per graph.
         device_id: which GPU, for CUDA.
@@ -127,13 +124,8 @@ def verify(
     """
     golden = read_golden_rows(bundle, variant)
     of_pruned = replace(golden, bounds=golden.pruned_bounds)
-    comparisons: list[Comparison] = []
+    comparisons = list(_compare_split(golden, bundle, variant, split))
     ran = [variant.trunk.path, *(graphs.tail.path for graphs in variant.tasks)]
-    if variant.switch is not None and runs_switch(variant, provider):
-        comparisons += _compare_switch(golden, variant.switch, bundle.manifest.task_names, split)
-        ran.append(variant.switch.path)
-        split = _open_trunk_and_tails(bundle, variant, threads)
-    comparisons += _compare_split(golden, variant, split)
     cuda = CudaOptions(device_id)
     for graph, tasks in _whole_graphs(bundle, variant):
         path = bundle.path(graph.path)
@@ -172,37 +164,14 @@ def _pruned_graphs(bundle: Bundle, variant: Variant) -> Iterator[tuple[GraphSpec
             yield graphs.pruned.graph, task
 
 
-def _open_trunk_and_tails(bundle: Bundle, variant: Variant, threads: int) -> Executor:
-    """What mode `split` opens where it does not open the switch graph, on the CPU."""
-
-    def opened(spec: GraphSpec, graph_threads: int) -> Session:
-        return open_session(bundle.path(spec.path), spec, provider="cpu", threads=graph_threads)
-
-    manifest = bundle.manifest
-    graphs = zip(manifest.tasks, variant.tasks, strict=True)
-    tails = [Answerer(task, opened(own.tail, 1)) for task, own in graphs]
-    names = [spec.name for spec in manifest.inputs]
-    return SessionExecutor(opened(variant.trunk, threads), tails, model_inputs=names, provider="cpu")
-
-
-def _compare_split(golden: GoldenRows, variant: Variant, split: Executor) -> Iterator[Comparison]:
-    labels = {graphs.task: f"{variant.trunk.path} + {graphs.tail.path}" for graphs in variant.tasks}
-    yield from _compare_run(golden, split, labels)
-
-
-def _compare_switch(
-    golden: GoldenRows, switch: GraphSpec, tasks: Sequence[str], split: Executor
+def _compare_split(
+    golden: GoldenRows, bundle: Bundle, variant: Variant, split: Executor
 ) -> Iterator[Comparison]:
-    for chosen in (tasks, *((task,) for task in tasks)):
-        yield from _compare_run(golden, split, dict.fromkeys(chosen, switch.path))
-
-
-def _compare_run(golden: GoldenRows, executor: Executor, labels: Mapping[str, str]) -> Iterator[Comparison]:
-    """Run the tasks that have a label together, and compare each under its own."""
     for rows in _runs(golden):
-        predictions = executor.run(take_rows(golden, rows), len(rows), tuple(labels))
-        for task, label in labels.items():
-            yield from _compare_task(golden, rows, label, task, predictions[task])
+        predictions = split.run(take_rows(golden, rows), len(rows), bundle.manifest.task_names)
+        for graphs in variant.tasks:
+            label = f"{variant.trunk.path} + {graphs.tail.path}"
+            yield from _compare_task(golden, rows, label, graphs.task, predictions[graphs.task])
 
 
 def _compare_graph(

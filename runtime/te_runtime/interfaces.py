@@ -12,11 +12,9 @@ from collections.abc import Iterable, Iterator
 from te_runtime.errors import BundleError
 from te_runtime.manifest import GraphSpec, Manifest, TaskSpec, TensorSpec, Variant
 
-__all__ = ["ASKED", "BATCH_AXIS", "check_interfaces", "output_positions", "variant_graphs"]
+__all__ = ["BATCH_AXIS", "check_interfaces", "output_positions", "variant_graphs"]
 
 BATCH_AXIS = "batch"
-ASKED = "asked"
-"""The switch graph's own input, (T,) bool: for each task, in the manifest's order, whether it is asked for."""
 
 
 def check_interfaces(manifest: Manifest, where: str) -> None:
@@ -35,8 +33,6 @@ def check_interfaces(manifest: Manifest, where: str) -> None:
             _check_paths(variant)
             _check_joint(manifest, variant.joint)
             _check_trunk(manifest, variant.trunk)
-            if variant.switch is not None:
-                _check_switch(manifest, variant.switch)
             for task, graphs in zip(manifest.tasks, variant.tasks, strict=True):
                 feeding_tail = (*manifest.inputs, *variant.trunk.outputs)
                 _check_task_graph(task, graphs.graph, manifest.inputs)
@@ -51,11 +47,9 @@ def check_interfaces(manifest: Manifest, where: str) -> None:
 
 
 def variant_graphs(variant: Variant) -> Iterator[GraphSpec]:
-    """Every graph of a variant: the joint graph, the trunk, the switch, then each task's graphs."""
+    """Every graph of a variant: the joint graph, the trunk, then each task's graphs."""
     yield variant.joint
     yield variant.trunk
-    if variant.switch is not None:
-        yield variant.switch
     for task in variant.tasks:
         yield task.graph
         yield task.tail
@@ -119,21 +113,6 @@ def _check_paths(variant: Variant) -> None:
 
 def _check_joint(manifest: Manifest, joint: GraphSpec) -> None:
     _check_inputs(joint, manifest.inputs)
-    _check_all_tasks(manifest, joint)
-
-
-def _check_switch(manifest: Manifest, switch: GraphSpec) -> None:
-    asked = TensorSpec(ASKED, "bool", (len(manifest.tasks),))
-    if asked not in switch.inputs or ASKED in (spec.name for spec in manifest.inputs):
-        raise _MisfitError(
-            f"graph {switch.path!r} does not read {ASKED!r}, a bool for each of {len(manifest.tasks)} tasks"
-        )
-    _check_inputs(switch, (*manifest.inputs, asked))
-    _check_all_tasks(manifest, switch)
-
-
-def _check_all_tasks(manifest: Manifest, joint: GraphSpec) -> None:
-    """The graph gives what every task promises, and nothing else."""
     promised = 0
     for task in manifest.tasks:
         for kind, spec in _promises(task):

@@ -267,7 +267,6 @@ class Variant(NamedTuple):
         form: how the weights are held.
         optimized: what was rewritten.
         target_provider: what for; the graphs run on any.
-        switch: trunk and tails in one graph, each tail behind a condition; None with one task, or with many.
         kept_weights: in a variant of lower precision, the weights that a task could not spare: they stay in
             float32, in int4 in 8 bits.
         accuracy: what each task lost; empty for fp32.
@@ -280,7 +279,6 @@ class Variant(NamedTuple):
     weights: str
     joint: GraphSpec
     trunk: GraphSpec
-    switch: GraphSpec | None
     tasks: tuple[TaskGraphs, ...]
     kept_weights: tuple[str, ...]
     accuracy: tuple[TaskAccuracy, ...]
@@ -413,8 +411,6 @@ class Manifest(NamedTuple):
         paths = [self.golden.path]
         for variant in self.variants:
             paths += [variant.weights, variant.joint.path, variant.trunk.path]
-            if variant.switch is not None:
-                paths.append(variant.switch.path)
             for task in variant.tasks:
                 paths += [task.graph.path, task.tail.path]
                 if task.standalone is not None:

@@ -76,11 +76,11 @@ def load(
         spinning: have those threads turn in circles between two calls, which wakes them some µs sooner and
             takes their CPUs from everybody else; of use with `threads` above 1 on a machine of one's own.
         mode: which graphs to open. `split`: the trunk, and a tail per task; only tails asked for run.
-            `joint`: one graph that computes every task whatever is asked for. `task`: a graph per task, each
-            with its own copy of the weights. `pruned`: the same without the experts that a task hardly uses,
-            where the bundle has such a graph: its answers are others, and the manifest says what each task
-            loses. None decides among the first three by what te_runtime.plan says was measured; `model.plan`
-            tells.
+            `joint`: one graph that computes every task whatever is asked for, faster where every task is
+            wanted for few rows. `task`: a graph per task, each with its own copy of the weights. `pruned`: the
+            same without the experts that a task hardly uses, where the bundle has such a graph: its answers are
+            others, and the manifest says what each task loses. None decides among the first three by what
+            te_runtime.plan says was measured; `model.plan` tells.
         max_batch: the most rows that run at once; more are cut into parts and their answers joined. None
             sets no limit.
         on_nonfinite: `error` refuses NaN and infinities in the input; `pass` lets them through.
@@ -106,7 +106,7 @@ def load(
     )
     bundle = open_bundle(path, check=check, wait=False)
     variant = choose_variant(bundle.manifest, precision, settings.provider.provider)
-    plan = choose_plan(variant, mode, settings.provider.provider)
+    plan = choose_plan(variant, mode)
     with holding_back_forks():
         bundle.start_check()
         try:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from te_runtime.session_types import Argument, Binding, InferenceSession
 
-__all__ = ["FixedSession", "OrtSession", "open_session"]
+__all__ = ["OrtSession", "open_session"]
 
 _ERROR, _FATAL = 3, 4  # onnxruntime's log levels; what is fatal to a session is raised as well
 _NO_FALLBACK = "fallback to CPU EP has been explicitly disabled"
@@ -89,32 +89,6 @@ class OrtSession:
             f"{self.spec.path}: failed while it ran: {_one_line(error)}. "
             "If memory ran out, pass fewer rows at a time; otherwise run te-runtime verify on the bundle."
         )
-
-
-class FixedSession(OrtSession):
-    """An OrtSession run with some of its inputs fixed, for some of its outputs."""
-
-    __slots__ = ("_fixed",)
-
-    def __init__(
-        self, session: OrtSession, spec: GraphSpec, fixed: Mapping[str, NDArray[np.generic]]
-    ) -> None:
-        """Share a loaded graph.
-
-        Args:
-            session: the graph.
-            spec: its path, and the inputs and outputs that are left.
-            fixed: the other inputs, by name.
-        """
-        super().__init__(session._session, spec, session._errors)
-        self._fixed = fixed
-
-    def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Sequence[NDArray[np.generic]]:
-        """As OrtSession.run, for the inputs and outputs of `spec`."""
-        try:
-            return self._run(self._names, {**feeds, **self._fixed}, None)
-        except self._errors as error:
-            raise self._failure(error) from error
 
 
 def open_session(

@@ -10,12 +10,11 @@ import onnx_ir as ir
 
 from te_export.bundle.weights_file import WeightsLayout
 from te_export.errors import OutputError
-from te_runtime.manifest import DType, TensorSpec
+from te_runtime.manifest import TensorSpec
 
 __all__ = ["WEIGHTS_NAME", "linked_bytes", "standalone_bytes", "tensor_specs"]
 
 WEIGHTS_NAME = "weights.bin"
-_DTYPES: dict[ir.DataType, DType] = {ir.DataType.FLOAT: "float32", ir.DataType.BOOL: "bool"}
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
 
 
@@ -55,9 +54,9 @@ def tensor_specs(values: list[ir.Value]) -> tuple[TensorSpec, ...]:
 def _tensor_spec(value: ir.Value) -> TensorSpec:
     assert value.name is not None  # graph inputs and outputs are named
     assert value.shape is not None  # capture checked it
-    assert value.dtype in _DTYPES  # the families of this release are float32 throughout
+    assert value.dtype == ir.DataType.FLOAT  # the families of this release are float32 throughout
     shape = tuple(axis if isinstance(axis, int) else str(axis.value) for axis in value.shape)
-    return TensorSpec(name=value.name, dtype=_DTYPES[value.dtype], shape=shape)
+    return TensorSpec(name=value.name, dtype="float32", shape=shape)
 
 
 def _serialize(model: ir.Model) -> bytes:

@@ -60,7 +60,6 @@ def build_variant(
         weights=f"{precision}/{WEIGHTS_NAME}",
         joint=graphs.joint,
         trunk=graphs.trunk,
-        switch=graphs.switch,
         tasks=tuple(task._replace(pruned=without.get(task.task)) for task in graphs.tasks),
         kept_weights=kept_weights,
         accuracy=accuracy,

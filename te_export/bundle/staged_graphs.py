@@ -24,7 +24,6 @@ class StagedGraphs:
     root: Path
     joint: GraphSpec
     trunk: GraphSpec
-    switch: GraphSpec | None
     tasks: tuple[TaskGraphs, ...]
     task_size_bytes: Mapping[str, int]
     pruned: Mapping[str, GraphSpec] = field(default_factory=dict)

@@ -24,8 +24,7 @@ def write_variant(
     standalone: bool,
     pruned: Mapping[str, ir.Model] | None = None,
 ) -> StagedGraphs:
-    """Write `<folder>/weights.bin`, joint, trunk, switch, task and tail graphs, and standalone graphs if asked
-    for.
+    """Write `<folder>/weights.bin`, joint, trunk, task and tail graphs, and standalone graphs if asked for.
 
     Args:
         pruned: by task that has one, its graph without some experts.
@@ -34,9 +33,7 @@ def write_variant(
         OutputError: the disk is full or cannot be written; a standalone graph would pass 2 GiB.
     """
     without = pruned or {}
-    switch = graphs.switch
-    made = () if switch is None else (switch,)
-    layout = plan_weights([model.graph for model in (*graphs.models, *made, *without.values())])
+    layout = plan_weights([model.graph for model in (*graphs.models, *without.values())])
     alone = sum(_weight_bytes(model, layout) for model in graphs.tasks.values()) if standalone else 0
     staged.check_room(layout.size_bytes + alone)
     staged.write(f"{folder}/{WEIGHTS_NAME}", weight_chunks(layout))
@@ -55,7 +52,6 @@ def write_variant(
         root=staged.root,
         joint=_write_linked(staged, graphs.joint, f"{folder}/joint.onnx", layout),
         trunk=_write_linked(staged, graphs.trunk, f"{folder}/trunk.onnx", layout),
-        switch=None if switch is None else _write_linked(staged, switch, f"{folder}/switch.onnx", layout),
         tasks=tasks,
         task_size_bytes={
             name: _size_alone(staged, model, layout, path=f"{folder}/task-{name}.onnx")

@@ -7,10 +7,6 @@ which on a CPU was measured faster than the same with Gemm; K equal layers side 
 of K groups. Values stay (1, C, B) from layer to layer and are laid out anew where a float32 operator reads;
 the transposes are of the kind that onnxruntime, which lays out (1, B, C) within, cancels. Any activation but
 Relu is computed in float32 between Q, DQ of what it reads and Q, DQ of what it gives.
-
-What leaves the convolutions is laid out in uint8 and then dequantized. The other order is the same to
-onnxruntime, but it aborts the process (1.31) where a DQ, a Transpose and the reader of an `If` branch follow
-one another, as they would in the switch graph.
 """
 
 from __future__ import annotations
@@ -92,27 +88,19 @@ class _Cube:
     """A value as (1, C, B) float32.
 
     Attributes:
-        steps: the uint8 it was dequantized from; None if it was not.
-        span: the range of those.
+        span: the range it was dequantized from; None if it was not.
     """
 
     value: ir.Value
-    steps: ir.Value | None = None
     span: Range | None = None
 
 
 @dataclass(frozen=True)
 class _Exit:
-    """What takes the place of a layer's output (B, N).
-
-    Attributes:
-        turned: the same as (1, B, N), in uint8 where it has a span; None if there is no such value.
-        span: of `turned`.
-    """
+    """What takes the place of a layer's output (B, N), and the same as (1, B, N) if there is such a value."""
 
     flat: ir.Value
     turned: ir.Value | None = None
-    span: Range | None = None
 
 
 class _Conversion:
@@ -147,9 +135,9 @@ class _Conversion:
         A Reshape reads past the Squeeze: on small batches every node counts.
         """
         for old, left in self._exits.items():
-            for node in [node for node, index in old.uses() if index == 0 and _reshapes(node)]:
-                if left.turned is not None:
-                    self._reshape(node, left.turned, left.span)
+            if left.turned is not None:
+                for node in [node for node, index in old.uses() if index == 0 and _reshapes(node)]:
+                    node.replace_input_with(0, left.turned)
             self._edit.replace(old, left.flat)
         self._edit.done()
 
@@ -195,39 +183,10 @@ class _Conversion:
 
     def _turned_out(self, cube: _Cube, layer: ConvLayer) -> _Exit:
         """(1, C, B) → (1, B, C) → (B, C)."""
-        name, axes = layer.name, (layer.batch, layer.width_out)
-        source = cube.value if cube.steps is None else cube.steps
-        turned = self._laid_out("Transpose", [source], (1, *axes), name=f"{name}.turn_back", perm=[0, 2, 1])
-        flat = self._laid_out("Squeeze", [turned, self._first_axis()], axes, name=f"{name}.flat")
-        if cube.span is not None:
-            flat = self._float_of(flat, cube.span, name=f"{name}.leave")
-        return _Exit(flat, turned, cube.span)
-
-    def _reshape(self, node: ir.Node, turned: ir.Value, span: Range | None) -> None:
-        """Let a Reshape of a layer's output read `turned` instead."""
-        shape, old = node.inputs[1], node.outputs[0]
-        assert shape is not None  # _reshapes has seen it
-        name = str(node.name)
-        new = self._laid_out("Reshape", [turned, shape], _axes(old), name=f"{name}.laid_out")
-        if span is not None:
-            new = self._float_of(new, span, name=name)
-        self._edit.replace(old, new)
-
-    def _laid_out(
-        self, op_type: str, inputs: list[ir.Value], axes: Axes, *, name: str, perm: list[int] | None = None
-    ) -> ir.Value:
-        """A node that moves values, of whatever dtype they are."""
-        dtype = inputs[0].dtype
-        assert dtype is not None  # it was made here
-        if perm is None:
-            return self._edit.add(op_type, inputs, axes, name=name, dtype=dtype)
-        return self._edit.add(op_type, inputs, axes, name=name, dtype=dtype, perm=perm)
-
-    def _float_of(self, steps: ir.Value, span: Range, *, name: str) -> ir.Value:
-        scale, zero = self._scale(span, name=name)
-        return self._edit.add(
-            "DequantizeLinear", [steps, scale, zero], _axes(steps), name=f"{name}.dequantize"
-        )
+        edit, name, axes = self._edit, layer.name, (layer.batch, layer.width_out)
+        turned = edit.add("Transpose", [cube.value], (1, *axes), name=f"{name}.turn_back", perm=[0, 2, 1])
+        flat = edit.add("Squeeze", [turned, self._first_axis()], axes, name=f"{name}.flat")
+        return _Exit(flat, turned)
 
     def _conv(self, layer: ConvLayer, x: ir.Value, tensors: ConvTensors) -> ir.Value:
         weight = self._dequantized(tensors.weight, tensors.scales)
@@ -244,7 +203,8 @@ class _Conversion:
         steps = edit.add(
             "QuantizeLinear", [value, scale, zero], axes, name=f"{name}.quantize", dtype=ir.DataType.UINT8
         )
-        return _Cube(self._float_of(steps, span, name=name), steps, span)
+        value = edit.add("DequantizeLinear", [steps, scale, zero], axes, name=f"{name}.dequantize")
+        return _Cube(value, span)
 
     def _dequantized(self, values: ir.TensorProtocol, scales: ir.TensorProtocol) -> ir.Value:
         inputs = [self._constant(values), self._constant(scales)]

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from te_export.verify.batches import plan_batches
 from te_runtime.manifest import GraphSpec
-from te_runtime.session import OrtSession, open_session
+from te_runtime.session import open_session
 from te_runtime.session_types import Session
 from te_runtime.threads import default_threads
 
-__all__ = ["GraphRun", "open_staged", "run_graph", "run_session", "run_tail"]
+__all__ = ["GraphRun", "open_staged", "run_graph", "run_tail"]
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,16 @@ class GraphRun:
     outputs: Mapping[str, NDArray[np.generic]]
 
 
-def open_staged(root: Path, spec: GraphSpec) -> OrtSession:
+def open_staged(root: Path, spec: GraphSpec) -> Session:
     """Open a graph of a staged bundle the way te_runtime will."""
     return open_session(root / spec.path, spec, provider="cpu", threads=default_threads())
 
 
 def run_graph(root: Path, spec: GraphSpec, x: NDArray[np.float32]) -> GraphRun:
     """Run a graph whose one input is the model's input x (N, …)."""
-    return run_session(open_staged(root, spec), x)
-
-
-def run_session(session: Session, x: NDArray[np.float32]) -> GraphRun:
-    """As run_graph, for an open graph."""
-    (name,) = (tensor.name for tensor in session.spec.inputs)
+    (name,) = (tensor.name for tensor in spec.inputs)
     planned = plan_batches(len(x))
-    return _collect(session, planned, ({name: x[rows]} for rows in planned))
+    return _collect(open_staged(root, spec), planned, ({name: x[rows]} for rows in planned))
 
 
 def run_tail(root: Path, spec: GraphSpec, trunk: GraphRun) -> GraphRun:

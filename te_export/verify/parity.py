@@ -1,7 +1,7 @@
 """Parity: every graph of a variant against the oracle, judged by torch float32's own error on the same rows.
 
-What is reported of an output is the worst of every graph that gives it: joint, task, trunk followed by tail,
-switch (all tasks at once, and each alone) and standalone, at every batch size.
+What is reported of an output is the worst of every graph that gives it: joint, task, trunk followed by
+tail, and standalone, at every batch size.
 
 A variant of lower precision is further from the oracle than torch is, and how far it may be is judged task by
 task (precision/accuracy.py). Here its graphs must agree: each is held to twice the error of the joint graph. The
@@ -25,12 +25,11 @@ from te_export.errors import GateError, ParityError
 from te_export.partition import PREDICTION, ROUTING_WEIGHTS
 from te_export.precision.prune_experts import Means, with_means
 from te_export.verify.error_figures import ErrorFigures, absolute_errors, measure_errors
-from te_export.verify.graph_runs import GraphRun, open_staged, run_graph, run_session, run_tail
+from te_export.verify.graph_runs import GraphRun, run_graph, run_tail
 from te_export.verify.references import OutputReference, References
 from te_export.verify.tolerance import TORCH_FACTOR, Tolerance
 from te_runtime.errors import BundleError
 from te_runtime.manifest import GraphSpec, GroupParity, OutputParity, Precision, TaskParity
-from te_runtime.switch import ask_for
 
 __all__ = ["verify_graphs", "verify_lower_precision", "verify_pruned"]
 
@@ -286,17 +285,6 @@ def _judge_all(
     return failures
 
 
-def _switch_runs(
-    staged: StagedGraphs, switch: GraphSpec, references: References
-) -> Iterator[tuple[str, GraphRun]]:
-    """The switch graph for all tasks at once, and for each alone."""
-    session = open_staged(staged.root, switch)
-    names = tuple(references.tasks)
-    for chosen in (names, *((name,) for name in names)):
-        run = run_session(ask_for(chosen, session, names), references.rows.x)
-        yield from ((name, run) for name in chosen)
-
-
 def _runs(
     staged: StagedGraphs, references: References, trunk: GraphRun
 ) -> Iterator[tuple[str, str, GraphRun, str]]:
@@ -306,10 +294,6 @@ def _runs(
     for name in references.tasks:
         yield name, PREDICTION, joint, prediction_name(name)
         yield name, ROUTING_WEIGHTS, joint, routing_weights_name(name)
-    if staged.switch is not None:
-        for name, run in _switch_runs(staged, staged.switch, references):
-            yield name, PREDICTION, run, prediction_name(name)
-            yield name, ROUTING_WEIGHTS, run, routing_weights_name(name)
     for task in staged.tasks:
         runs = [run_graph(staged.root, task.graph, x), run_tail(staged.root, task.tail, trunk)]
         if task.standalone is not None:

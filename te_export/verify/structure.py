@@ -7,8 +7,6 @@ and on exactly one fusion, the weighted sum of expert features (batch, K, D) ove
 the expert it held when captured. A fusion is recognised in either form: multiply by the weights and sum over
 K, or one matrix product.
 
-The switch graph is proved to be trunk and tails (verify/switch_structure.py).
-
 What a value depends on is followed through stacks and slices (verify/dependencies.py), so the same holds
 after any rewrite of te_export.rewrite.
 """
@@ -26,7 +24,6 @@ from te_export.errors import StructureError
 from te_export.models.exportable import ExportableModel, TaskOutput
 from te_export.partition import PREDICTION, ROUTING_WEIGHTS, GraphSet
 from te_export.verify.dependencies import Dependencies, Region, dependencies_of
-from te_export.verify.switch_structure import check_switch
 
 __all__ = ["check_pruned_structure", "check_structure"]
 
@@ -67,7 +64,6 @@ def check_structure(graphs: GraphSet, model: ExportableModel, captured: JointGra
         ):
             _check_task(_Place(graph, PREDICTION, ROUTING_WEIGHTS), task, parameters, model, expected, set())
             _check_softmax_count(graph, expected=1)
-    _check_switch(graphs)
 
 
 def check_pruned_structure(
@@ -139,13 +135,6 @@ def _slot_parameters(captured: JointGraph, model: ExportableModel) -> tuple[froz
 def _slot(expert: int) -> Region:
     """One expert of expert features (B, K, D)."""
     return (None, (expert, expert + 1), None)
-
-
-def _check_switch(graphs: GraphSet) -> None:
-    switch = graphs.switch
-    if switch is not None:
-        tails = {task: tail.graph for task, tail in graphs.tails.items()}
-        check_switch(switch.graph, graphs.trunk.graph, tails)
 
 
 def _check_trunk(graph: ir.Graph, model: ExportableModel, expected: _Expected) -> None:

@@ -30,7 +30,6 @@ FILES = (
     "fp32/weights.bin",
     "fp32/joint.onnx",
     "fp32/trunk.onnx",
-    "fp32/switch.onnx",
     "fp32/tail-task_0.onnx",
     "fp32/tail-task_1.onnx",
     "fp32/task-task_0.onnx",
@@ -275,7 +274,7 @@ def what_predictions_use(manifest: Manifest) -> tuple[object, ...]:
         for task in manifest.tasks
     ]
     variants = [
-        (variant.precision, variant.weights, variant.joint, variant.trunk, variant.switch, variant.tasks)
+        (variant.precision, variant.weights, variant.joint, variant.trunk, variant.tasks)
         for variant in manifest.variants
     ]
     return manifest.inputs, tasks, variants, manifest.golden.path, manifest.files
@@ -357,11 +356,11 @@ def test_weights_out_of_reach(bundle: Path, location: str, offset: int, length: 
     """The checksums are right: the exporter itself would have been wrong, or hostile."""
     (bundle.parent / "outside.bin").write_bytes(bytes(4096))
     (bundle / "fp32" / "link.bin").symlink_to(bundle.parent / "outside.bin")
-    TINY.edit_graph(bundle, "switch", lambda model: external(model, location, offset, length))
+    TINY.edit_graph(bundle, "trunk", lambda model: external(model, location, offset, length))
     (bundle / "fp32" / "link.bin").unlink()
     (bundle / "fp32" / "link.bin").symlink_to(bundle.parent / "outside.bin")
     TINY.edit_manifest(bundle, lambda data: drop_file(data, "fp32/link.bin"))
-    refused(bundle, "fp32/switch.onnx", "refuses it")
+    refused(bundle, "fp32/trunk.onnx", "refuses it")
 
 
 def drop_file(data: dict[str, Any], path: str) -> None:
@@ -401,7 +400,7 @@ def unknown_operator(model: Any) -> None:
 @pytest.mark.parametrize(
     "edit", [rename_input, double_input, widen_input, add_input, fix_batch, drop_outputs, unknown_operator]
 )
-@pytest.mark.parametrize("graph", ["trunk", "joint", "switch"])
+@pytest.mark.parametrize("graph", ["trunk", "joint"])
 def test_a_graph_with_another_interface(bundle: Path, graph: str, edit: Callable[[Any], None]) -> None:
     """The checksums are right, the graph is not what the manifest says."""
     TINY.edit_graph(bundle, graph, edit)

@@ -170,12 +170,7 @@ def staged_graphs() -> Callable[[Path], StagedGraphs]:
         manifest: Manifest = parse_manifest((root / "manifest.json").read_bytes(), "manifest.json")
         (variant,) = manifest.variants
         return StagedGraphs(
-            root=root,
-            joint=variant.joint,
-            trunk=variant.trunk,
-            switch=variant.switch,
-            tasks=variant.tasks,
-            task_size_bytes={},
+            root=root, joint=variant.joint, trunk=variant.trunk, tasks=variant.tasks, task_size_bytes={}
         )
 
     return staged

@@ -177,7 +177,7 @@ def test_a_bundle_runs_wherever_it_is_copied_to(
 
 def graph_paths(result: te_export.ExportResult) -> list[Path]:
     paths = sorted((result.bundle / "fp32").glob("*.onnx"))
-    assert len(paths) == 3 + 3 * 3
+    assert len(paths) == 2 + 3 * 3
     return paths
 
 

@@ -40,7 +40,6 @@ def test_a_good_bundle_is_verified_through_every_graph(
     assert all(check.worst.ratio <= 1 for check in report.tasks)
     whole = {"fp32/joint.onnx"} | {task.graph.path for task in manifest.variants[0].tasks}
     whole |= {task.standalone.path for task in manifest.variants[0].tasks if task.standalone}
-    whole |= {"fp32/switch.onnx"}
     whole |= {f"fp32/trunk.onnx + {task.tail.path}" for task in manifest.variants[0].tasks}
     assert set(report.graphs) == whole
     files = [graph.path for graph in variant_graphs(manifest.variants[0])]
@@ -54,7 +53,6 @@ def test_a_good_bundle_is_verified_through_every_graph(
     [
         ("joint", "fp32/joint.onnx"),
         ("task-task_1", "fp32/task-task_1.onnx"),
-        ("switch", "fp32/switch.onnx"),
         ("standalone-task_1", "fp32/standalone-task_1.onnx"),
         ("tail-task_1", "fp32/trunk.onnx + fp32/tail-task_1.onnx"),
     ],

@@ -18,13 +18,9 @@ def test_what_each_mode_opens(pristine: Path) -> None:
     variant = parse_manifest((pristine / "manifest.json").read_bytes(), "manifest.json").variants[0]
     opened = {mode: choose_plan(variant, mode) for mode in MODES}
     assert opened["joint"].graphs == ("fp32/joint.onnx",)
-    assert opened["split"].graphs == ("fp32/switch.onnx",)
+    assert opened["split"].graphs == ("fp32/trunk.onnx", "fp32/tail-task_0.onnx", "fp32/tail-task_1.onnx")
     assert opened["task"].graphs == ("fp32/task-task_0.onnx", "fp32/task-task_1.onnx")
     assert {plan.reason for plan in opened.values()} == {"asked for"}
-    apart = ("fp32/trunk.onnx", "fp32/tail-task_0.onnx", "fp32/tail-task_1.onnx")
-    assert choose_plan(variant, "split", "cuda").graphs == apart
-    assert choose_plan(variant._replace(switch=None), "split").graphs == apart
-    assert choose_plan(variant, None, "cuda").graphs == apart
 
 
 def test_several_tasks_are_split_and_one_is_not(tiny: ModuleType, pristine: Path, tmp_path: Path) -> None:
@@ -82,4 +78,4 @@ def test_verify_checks_every_graph_in_every_mode(pristine: Path, mode: str) -> N
         report = model.verify()
     assert report.ok
     assert "fp32/trunk.onnx + fp32/tail-task_0.onnx" in report.graphs
-    assert {"fp32/joint.onnx", "fp32/switch.onnx"} < set(report.graphs)
+    assert "fp32/joint.onnx" in report.graphs

@@ -52,7 +52,6 @@ class TinyOptions:
     two_inputs: bool = False
     standalone: bool = True
     hidden: int = HIDDEN
-    switch: bool = True
 
 
 class TinyBundle:
@@ -143,38 +142,7 @@ class TinyBundle:
             joint_outputs += self._promises(task, f"{task.name}.")
             joint_nodes += self._tail_nodes(task.name, f"{task.name}.")
         graphs["joint"] = self._graph(root, "joint", self.inputs, joint_outputs, joint_nodes)
-        if self.options.switch and len(self.tasks) > 1:
-            asked = TensorSpec("asked", "bool", (len(self.tasks),))
-            nodes = self._trunk_nodes() + self._switch_nodes()
-            graphs["switch"] = self._graph(root, "switch", [*self.inputs, asked], joint_outputs, nodes)
         return graphs
-
-    def _switch_nodes(self) -> list[onnx.NodeProto]:
-        """Each tail behind its element of `asked`; a task that is not asked for gets no rows."""
-        conditions = [f"asked.{place}" for place in range(len(self.tasks))]
-        nodes = [helper.make_node("Split", ["asked", "ones"], conditions)]
-        for task, condition in zip(self.tasks, conditions, strict=True):
-            names = [spec.name for spec in self._promises(task, f"{task.name}.")]
-            asked = self._promises(task, f"{task.name}/asked/")
-            not_asked = self._promises(task, f"{task.name}/not_asked/")
-            tail = self._tail_nodes(task.name, f"{task.name}/asked/")
-            empty = [
-                helper.make_node(
-                    "Constant",
-                    [],
-                    [spec.name],
-                    value=numpy_helper.from_array(np.zeros((0, *spec.shape[1:]), np.float32)),
-                )
-                for spec in not_asked
-            ]
-            branches = {
-                "then_branch": helper.make_graph(tail, "asked", [], _values(asked)),
-                "else_branch": helper.make_graph(
-                    empty, "not_asked", [], _values([s._replace(shape=(0, *s.shape[1:])) for s in not_asked])
-                ),
-            }
-            nodes.append(helper.make_node("If", [condition], names, **branches))
-        return nodes
 
     def _promises(self, task: TaskSpec, prefix: str) -> list[TensorSpec]:
         specs = [task.prediction] + ([task.routing_weights] if task.routing_weights else [])
@@ -219,11 +187,9 @@ class TinyBundle:
         *,
         inline: bool = False,
     ) -> GraphSpec:
-        inner = [part for node in nodes for attribute in node.attribute for part in attribute.g.node]
-        read = {value for node in (*nodes, *inner) for value in node.input}
+        read = {value for node in nodes for value in node.input}
         initializers = [self._initializer(key, inline) for key in self.weights if key in read]
         constants = {"to_experts": [-1, self.options.experts, WIDTH], "axis_1": [1]}
-        constants["ones"] = [1] * len(self.tasks)
         for key, value in constants.items():
             if key in read:
                 initializers.append(numpy_helper.from_array(np.array(value, dtype=np.int64), key))
@@ -279,7 +245,6 @@ class TinyBundle:
                     weights=WEIGHTS,
                     joint=graphs["joint"],
                     trunk=graphs["trunk"],
-                    switch=graphs.get("switch"),
                     tasks=tasks,
                     kept_weights=(),
                     accuracy=(),
@@ -362,8 +327,7 @@ def _pack(weights: dict[str, np.ndarray]) -> tuple[bytes, dict[str, tuple[int, i
 
 
 def _values(specs: list[TensorSpec]) -> list[onnx.ValueInfoProto]:
-    kinds = {"float32": TensorProto.FLOAT, "bool": TensorProto.BOOL}
-    return [helper.make_tensor_value_info(s.name, kinds[s.dtype], s.shape) for s in specs]
+    return [helper.make_tensor_value_info(s.name, TensorProto.FLOAT, s.shape) for s in specs]
 
 
 def _parity(oracle: np.ndarray) -> OutputParity:

@@ -163,41 +163,6 @@ def test_the_message_names_graph_output_rows_and_both_figures(
     assert len(message.splitlines()) < 20
 
 
-@pytest.mark.parametrize("rows", [1, 2, 7, 64])
-def test_a_switch_that_is_wrong_at_one_batch_size_is_refused(
-    rows: int, bundle: Path, references: References, staged_graphs: Staged
-) -> None:
-    path = bundle / "fp32/switch.onnx"
-    model = onnx.load(path, load_external_data=False)
-    (node,) = [node for node in model.graph.node if node.name == "task_0"]
-    (tail,) = [attribute.g for attribute in node.attribute if attribute.name == "then_branch"]
-    scaled_at(tail, rows, 1.001, output=tail.output[0].name)
-    onnx.save(model, path)
-
-    with pytest.raises(ParityError, match=r"task task_0: fp32/switch\.onnx, task_0\.prediction"):
-        verify_graphs(staged_graphs(bundle), references, Tolerance())
-
-
-@pytest.mark.parametrize("mixed", ["all at once", "one alone"])
-def test_a_switch_that_mixes_up_its_choice_is_refused(
-    mixed: str, bundle: Path, references: References, staged_graphs: Staged
-) -> None:
-    """Either kind of call goes through it: for all tasks, and for one."""
-    path = bundle / "fp32/switch.onnx"
-    model = onnx.load(path, load_external_data=False)
-    graph = model.graph
-    (node,) = [node for node in graph.node if node.name == "task_0"]
-    (tail,) = [attribute.g for attribute in node.attribute if attribute.name == "then_branch"]
-    place = list(graph.node).index(node)
-    other = "asked.1" if mixed == "all at once" else "asked.not_1"
-    graph.node.insert(place, helper.make_node("Not", ["asked.1"], ["asked.not_1"]))
-    scaled_where(tail, other, 1.001, output=tail.output[0].name)
-    onnx.save(model, path)
-
-    with pytest.raises(ParityError, match=r"task task_0: fp32/switch\.onnx, task_0\.prediction"):
-        verify_graphs(staged_graphs(bundle), references, Tolerance())
-
-
 @pytest.mark.parametrize("kind", ["task", "tail", "standalone"])
 def test_graphs_of_two_tasks_in_each_others_place_are_refused(
     kind: str, bundle: Path, references: References, staged_graphs: Staged
@@ -224,28 +189,20 @@ def test_outputs_in_each_others_place_are_refused(
         verify_graphs(staged_graphs(bundle), references, Tolerance())
 
 
-def scaled_at(graph: onnx.GraphProto, rows: int, factor: float, output: str = "prediction") -> None:
+def scaled_at(model: onnx.ModelProto, rows: int, factor: float) -> None:
     """Multiply the prediction by `factor` in batches of exactly `rows` rows."""
-    scaled_where(graph, "is_that_size", factor, output=output)
-    graph.initializer.append(numpy_helper.from_array(np.array([rows]), "rows"))
-    place = len(graph.node) - 2
-    graph.node.insert(place, helper.make_node("Equal", ["batch_rows", "rows"], ["is_that_size"]))
-    before = f"{output}_before"
-    graph.node.insert(place, helper.make_node("Shape", [before], ["batch_rows"], start=0, end=1))
-
-
-def scaled_where(graph: onnx.GraphProto, condition: str, factor: float, output: str) -> None:
-    """Multiply an output by `factor` where a value is true."""
-    inner = f"{output}_before"
+    graph = model.graph
+    inner = "prediction_before"
     for node in graph.node:
-        node.output[:] = [inner if name == output else name for name in node.output]
-        node.input[:] = [inner if name == output else name for name in node.input]
-    constants = {"factor": np.float32([[factor]]), "one": np.float32([[1.0]])}
+        node.output[:] = [inner if name == "prediction" else name for name in node.output]
+    constants = {"rows": np.array([rows]), "factor": np.float32([[factor]]), "one": np.float32([[1.0]])}
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     graph.node.extend(
         [
-            helper.make_node("Where", [condition, "factor", "one"], ["scale"]),
-            helper.make_node("Mul", [inner, "scale"], [output]),
+            helper.make_node("Shape", [inner], ["batch_rows"], start=0, end=1),
+            helper.make_node("Equal", ["batch_rows", "rows"], ["is_that_size"]),
+            helper.make_node("Where", ["is_that_size", "factor", "one"], ["scale"]),
+            helper.make_node("Mul", [inner, "scale"], ["prediction"]),
         ]
     )
 
@@ -257,7 +214,7 @@ def test_a_graph_that_is_wrong_at_one_batch_size_is_refused(
 ) -> None:
     path = bundle / f"fp32/{kind}-task_0.onnx"
     model = onnx.load(path, load_external_data=False)
-    scaled_at(model.graph, rows, 1.001)
+    scaled_at(model, rows, 1.001)
     onnx.save(model, path)
 
     with pytest.raises(ParityError, match=f"{kind}-task_0.onnx, prediction"):
@@ -288,7 +245,7 @@ def test_outputs_that_are_no_numbers_are_refused(
 ) -> None:
     path = bundle / "fp32/task-task_1.onnx"
     model = onnx.load(path, load_external_data=False)
-    scaled_at(model.graph, 1, bad)
+    scaled_at(model, 1, bad)
     onnx.save(model, path)
 
     with pytest.raises(ParityError, match="max error inf, allowed"):
