@@ -427,7 +427,7 @@ def test_labels_of_other_rows_are_noticed(command: Command, digits: Digits, tmp_
 
 
 REFUSED = {
-    "without a lower precision": "Add --precision fp32,int8, or leave --calibration-data out",
+    "without a lower precision": "Add --precision fp32,int8 or --prune-experts 0.5, or leave --calibration-data out",
     "missing": "no such file, expected an .npz file",
     "NaN": "1 of 6400 values are NaN or infinite, the first (nan) in row 3, column 5",
     "too few rows": "got 31 rows, expected at least 32",
