@@ -1,6 +1,6 @@
 """Adding to the fp32 variant the graphs of tasks without the experts they hardly use.
 
-fp32 graphs → precision/pruning.py → structure → (written with the others) → agreement → manifest entries
+fp32 graphs → pruning/prune_tasks.py → structure → (written with the others) → agreement → manifest entries
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from te_export.models.exportable import ExportableModel
 from te_export.options import ExportOptions, TaskPruning
 from te_export.partition import GraphSet
 from te_export.precision.evaluation import Evaluation
-from te_export.precision.prune_experts import Means
-from te_export.precision.pruning import prune_tasks
+from te_export.pruning.prune_experts import Means
+from te_export.pruning.prune_tasks import prune_tasks
 from te_export.verify.parity import verify_pruned
 from te_export.verify.references import References
 from te_export.verify.structure import check_pruned_structure

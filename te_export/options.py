@@ -13,8 +13,8 @@ from te_export.rewrite.log import RewriteLog
 from te_runtime.manifest import FormName, Manifest, OptimizeLevel, Precision, TargetProvider
 
 if TYPE_CHECKING:
-    from te_export.precision.expert_use import ExpertUse
     from te_export.precision.latency import LatencyRatio
+    from te_export.pruning.expert_use import ExpertUse
 
 __all__ = [
     "ExportOptions",

@@ -23,7 +23,7 @@ from te_export.bundle.staged_graphs import StagedGraphs
 from te_export.capture.joint_graph import EXPERT_FEATURES, prediction_name, routing_weights_name
 from te_export.errors import GateError, ParityError
 from te_export.partition import PREDICTION, ROUTING_WEIGHTS
-from te_export.precision.prune_experts import Means, with_means
+from te_export.pruning.prune_experts import Means, with_means
 from te_export.verify.error_figures import ErrorFigures, absolute_errors, measure_errors
 from te_export.verify.graph_runs import GraphRun, run_graph, run_tail
 from te_export.verify.references import OutputReference, References

@@ -25,7 +25,7 @@ from te_export.options import ExportOptions, ExportResult, OptimizeLevel, Target
 from te_export.partition import partition
 from te_export.precision.accuracy import evaluate_oracle
 from te_export.precision.evaluation import Evaluation
-from te_export.precision.pruning import prune_tasks
+from te_export.pruning.prune_tasks import prune_tasks
 from te_export.report.machine import result_object
 from te_export.report.terminal import result_lines
 from te_export.rewrite.rewrite import rewrite, rewrite_cut

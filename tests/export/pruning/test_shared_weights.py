@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from te_export.precision.shared_weights import SharedWeights, share_weights, shared_weights
+from te_export.pruning.shared_weights import SharedWeights, share_weights, shared_weights
 from te_export.rewrite.stack import Part, stack_of, stack_tensors
 
 SUFFIX = ".pruned-t"

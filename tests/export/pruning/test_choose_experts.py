@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from te_export.capture.joint_graph import EXPERT_FEATURES
-from te_export.precision.choose_experts import answer_with_means, choose_experts
-from te_export.precision.expert_use import ExpertUse, mean_outputs, measure_use
+from te_export.pruning.choose_experts import answer_with_means, choose_experts
+from te_export.pruning.expert_use import ExpertUse, mean_outputs, measure_use
 from te_runtime.manifest import GraphSpec, TensorSpec
 
 X = TensorSpec("x", "float32", ("batch", 2))

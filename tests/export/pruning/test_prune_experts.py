@@ -18,8 +18,8 @@ from te_export.capture.torch_capture import capture
 from te_export.errors import StructureError
 from te_export.models.exportable import ExportableModel
 from te_export.partition import PREDICTION, ROUTING_WEIGHTS, cut_task, partition
-from te_export.precision.mixture import Mixture, find_mixture
-from te_export.precision.prune_experts import Means, PrunedModel, prune_experts, with_means
+from te_export.pruning.mixture import Mixture, find_mixture
+from te_export.pruning.prune_experts import Means, PrunedModel, prune_experts, with_means
 from te_export.rewrite.rewrite import rewrite, rewrite_alone
 from te_export.verify.structure import check_pruned_structure
 from te_runtime.manifest import OptimizeLevel, TargetProvider

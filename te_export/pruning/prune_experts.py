@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from te_export.precision.mixture import Mixture, find_mixture
+from te_export.pruning.mixture import Mixture, find_mixture
 from te_export.rewrite.edit import Edit
 from te_export.rewrite.linear import Linear, tensor_of
 

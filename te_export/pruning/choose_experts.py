@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from te_export.capture.joint_graph import EXPERT_FEATURES
-from te_export.precision.prune_experts import Means, with_means
+from te_export.pruning.prune_experts import Means, with_means
 from te_runtime.session_types import Session
 
 __all__ = ["answer_with_means", "choose_experts"]

@@ -31,14 +31,14 @@ from te_export.options import ExportOptions, TaskPruning
 from te_export.partition import GraphSet, cut_task, order_initializers
 from te_export.precision.accuracy import TaskAccuracy as Figures
 from te_export.precision.accuracy import doubt_labels
-from te_export.precision.choose_experts import answer_with_means, choose_experts
 from te_export.precision.evaluation import Evaluation
-from te_export.precision.expert_use import ExpertUse, mean_outputs, measure_use
 from te_export.precision.latency import LatencyRatio, latency_feeds, measure_ratios
-from te_export.precision.mixture import find_mixture
-from te_export.precision.prune_experts import Means, prune_experts
-from te_export.precision.shared_weights import SharedWeights, share_weights, shared_weights
 from te_export.precision.trial import open_trial
+from te_export.pruning.choose_experts import answer_with_means, choose_experts
+from te_export.pruning.expert_use import ExpertUse, mean_outputs, measure_use
+from te_export.pruning.mixture import find_mixture
+from te_export.pruning.prune_experts import Means, prune_experts
+from te_export.pruning.shared_weights import SharedWeights, share_weights, shared_weights
 from te_export.rewrite.rewrite import rewrite_alone
 from te_runtime.manifest import TaskAccuracy
 from te_runtime.session_types import Session

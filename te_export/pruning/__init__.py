@@ -1,0 +1,1 @@
+"""Task graphs without the experts that a task hardly uses."""
