@@ -27,6 +27,7 @@ from te_export.precision.repair import Repaired, repair
 from te_export.precision.static_int8 import StaticInt8
 from te_export.precision.trial import open_trial
 from te_export.precision.true_float16 import check_true_float16
+from te_export.rewrite.graph_cost import measure_cost
 from te_runtime.errors import BundleError
 from te_runtime.manifest import FormName, Precision
 from te_runtime.session_types import Session
@@ -84,8 +85,10 @@ def build_variant_graphs(
     fitting = [found for found in repaired if found.converted and not found.misses]
     if not fitting:
         raise AccuracyError(_why_none(precision, repaired, evaluation))
-    latencies = _latencies(fp32.joint, fitting, evaluation.x, scratch)
+    ratios = _measure(fp32.joint, fitting, evaluation.x, scratch)
+    latencies = {found.form.name: _named(ratios, found.form.name) for found in fitting}
     best = _best(fitting, latencies)
+    unrepaired = _named(ratios, _unrepaired_name(best))
     graphs = _convert_all(best, fp32)
     if precision == "fp16":
         check_true_float16(graphs.joint, evaluation)
@@ -100,9 +103,9 @@ def build_variant_graphs(
         latencies=latencies,
         notes=(
             *(f"{precision}: {_why_not(found, evaluation)}" for found in repaired if found not in fitting),
-            *_notes(precision, best, evaluation),
+            *_notes(precision, best, evaluation, kept_bytes=_kept_bytes(best, fp32.joint)),
         ),
-        timing_notes=tuple(_timing_notes(precision, latencies[best.form.name])),
+        timing_notes=tuple(_timing_notes(precision, latencies[best.form.name], unrepaired)),
     )
 
 
@@ -128,18 +131,35 @@ def _repaired(
         raise AccuracyError(f"{precision}: onnxruntime cannot run the converted graph: {error}") from error
 
 
-def _latencies(
+def _measure(
     joint: ir.Model, fitting: Sequence[Repaired], x: NDArray[np.float32], scratch: Path
-) -> dict[FormName, tuple[LatencyRatio, ...]]:
+) -> tuple[LatencyRatio, ...]:
+    """Time the joint graph in each form beside fp32; a repaired form also as it would be without repair."""
     sessions: dict[str, Session] = {"fp32": open_trial(joint, scratch)}
     for found in fitting:
         sessions[found.form.name] = open_trial(_converted(found, joint), scratch)
+        if found.kept:
+            sessions[_unrepaired_name(found)] = open_trial(_converted(_unrepaired(found), joint), scratch)
     (spec,) = sessions["fp32"].spec.inputs
-    ratios = measure_ratios(sessions, latency_feeds(spec.name, x))
-    return {
-        found.form.name: tuple(ratio for ratio in ratios if ratio.name == found.form.name)
-        for found in fitting
-    }
+    return measure_ratios(sessions, latency_feeds(spec.name, x))
+
+
+def _named(ratios: Sequence[LatencyRatio], name: str) -> tuple[LatencyRatio, ...]:
+    return tuple(ratio for ratio in ratios if ratio.name == name)
+
+
+def _unrepaired(found: Repaired) -> Repaired:
+    return replace(found, kept=frozenset())
+
+
+def _unrepaired_name(found: Repaired) -> str:
+    return f"{found.form.name} without repair"
+
+
+def _kept_bytes(found: Repaired, joint: ir.Model) -> int:
+    """What the weights of the joint graph take more because some are held more exactly."""
+    repaired, plain = (_converted(form, joint) for form in (found, _unrepaired(found)))
+    return measure_cost(repaired.graph).weight_bytes - measure_cost(plain.graph).weight_bytes
 
 
 def _best(fitting: Sequence[Repaired], latencies: Mapping[FormName, tuple[LatencyRatio, ...]]) -> Repaired:
@@ -214,22 +234,28 @@ def _layer_count(found: Repaired) -> int:
     return len(found.converted) + len(found.kept)
 
 
-def _timing_notes(precision: Precision, ratios: Sequence[LatencyRatio]) -> Iterator[str]:
+def _timing_notes(
+    precision: Precision, ratios: Sequence[LatencyRatio], unrepaired: Sequence[LatencyRatio]
+) -> Iterator[str]:
+    if unrepaired:
+        pairs = zip(ratios, unrepaired, strict=True)
+        shown = ", ".join(f"{own.ratio:.2f}x for {plain.ratio:.2f}x at B={own.batch}" for own, plain in pairs)
+        yield f"{precision}: what is held more exactly costs, of fp32's time, {shown}"
     slow = [ratio for ratio in ratios if ratio.low > 1.0]
     if slow:
         shown = ", ".join(f"{ratio.ratio:.2f}x at B={ratio.batch}" for ratio in slow)
         yield f"{precision} is SLOWER than fp32 on this machine's CPU, all tasks in one thread: {shown}"
 
 
-def _notes(precision: Precision, best: Repaired, evaluation: Evaluation) -> list[str]:
+def _notes(precision: Precision, best: Repaired, evaluation: Evaluation, *, kept_bytes: int) -> list[str]:
     notes = []
     if best.kept:
         names = sorted(best.kept)
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         tasks = ", ".join(evaluation.misses(best.before))
         notes.append(
-            f"{precision}: {len(names)} weights stay in {best.form.kept_as}, because {tasks} would lose too much "
-            "otherwise: "
+            f"{precision}: {'1 weight stays' if len(names) == 1 else f'{len(names)} weights stay'} in {best.form.kept_as}, which takes {kept_bytes:,} bytes more, "
+            f"because {tasks} would lose too much otherwise: "
             f"{', '.join(names[:_SHOWN])}{more}"
         )
     doubts = (doubt_labels(task, found, precision) for task, found in best.figures.items())

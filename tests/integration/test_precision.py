@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -404,7 +405,10 @@ def test_a_budget_of_nothing_keeps_layers_in_8_bits_or_leaves_the_variant_out(
     assert done.code == 0, done.err
     int4 = manifest.variants[1]
     assert int4.kept_weights
-    assert any("stay in 8 bits" in note for note in told["notes"])
+    (kept,) = (note for note in told["notes"] if "in 8 bits, which" in note)
+    assert re.search(r"stays? in 8 bits, which takes [1-9][\d,]* bytes more, because", kept)
+    (cost,) = (note for note in told["notes"] if "what is held more exactly costs" in note)
+    assert re.search(r"costs, of fp32's time, \d+\.\d\dx for \d+\.\d\dx at B=1, ", cost)
     assert [entry.loss_points for entry in int4.accuracy] == [0.0] * len(manifest.tasks)
     assert [entry.agreement for entry in int4.accuracy] == [1.0] * len(manifest.tasks)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -103,4 +104,38 @@ def test_a_slower_variant_is_noted_apart_from_what_is_written_down(
     assert note == (
         "int8 is SLOWER than fp32 on this machine's CPU, all tasks in one thread: 1.25x at B=1, 1.25x at B=8, "
         "1.25x at B=64"
+    )
+
+
+def test_what_keeping_layers_costs_is_told_in_bytes_and_in_time(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = variants.repair
+
+    def keep_one(form: Form, joint: ir.Model, evaluation: Evaluation, scratch: Path) -> Repaired:
+        found = plain(form, joint, evaluation, scratch)
+        first, *others = found.converted
+        return replace(found, converted=tuple(others), kept=frozenset({first}))
+
+    monkeypatch.setattr(variants, "repair", keep_one)
+    latencies(
+        monkeypatch,
+        {
+            "fp32": 1.0,
+            "static": 0.4,
+            "dynamic": 0.9,
+            "static without repair": 0.25,
+            "dynamic without repair": 0.8,
+        },
+    )
+
+    found = build()
+
+    assert found.form == "static"
+    (note,) = found.notes
+    assert re.match(r"int8: 1 weight stays in float32, which takes [1-9][\d,]* bytes more, because", note)
+    (timing,) = found.timing_notes
+    assert timing == (
+        "int8: what is held more exactly costs, of fp32's time, 0.40x for 0.25x at B=1, 0.40x for 0.25x at B=8, "
+        "0.40x for 0.25x at B=64"
     )
