@@ -253,8 +253,9 @@ def _notes(precision: Precision, best: Repaired, evaluation: Evaluation, *, kept
         names = sorted(best.kept)
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         tasks = ", ".join(evaluation.misses(best.before))
+        stay = "1 weight stays" if len(names) == 1 else f"{len(names)} weights stay"
         notes.append(
-            f"{precision}: {'1 weight stays' if len(names) == 1 else f'{len(names)} weights stay'} in {best.form.kept_as}, which takes {kept_bytes:,} bytes more, "
+            f"{precision}: {stay} in {best.form.kept_as}, which takes {kept_bytes:,} bytes more, "
             f"because {tasks} would lose too much otherwise: "
             f"{', '.join(names[:_SHOWN])}{more}"
         )
