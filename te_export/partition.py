@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from te_export.capture.joint_graph import EXPERT_FEATURES, JointGraph, prediction_name, routing_weights_name
+from te_export.capture.joint_graph import EXPERT_FEATURES, JointGraph
 from te_export.errors import StructureError
+from te_export.shared_values import shared_values
 
 __all__ = ["PREDICTION", "ROUTING_WEIGHTS", "GraphSet", "cut_task", "order_initializers", "partition"]
 
@@ -26,14 +27,16 @@ class GraphSet:
     Attributes:
         joint: inputs → `<task>.prediction` (batch, out) and `<task>.routing_weights` (batch, K) of every
             task.
-        trunk: inputs → `expert_features` (batch, K, D).
-        tasks: by task name: inputs → `prediction`, `routing_weights`.
-        tails: by task name: `expert_features` → `prediction`, `routing_weights`.
+        trunk: inputs → what the tails read: `expert_features` (batch, K, D) where the family has them. None where
+            the tasks share no layer.
+        tasks: by task name: inputs → `prediction`, and `routing_weights` of a task that has a gate.
+        tails: by task name: what the trunk gives, and inputs that the tail reads itself → the same; empty
+            without a trunk.
         sources: as in JointGraph.
     """
 
     joint: ir.Model
-    trunk: ir.Model
+    trunk: ir.Model | None
     tasks: dict[str, ir.Model]
     tails: dict[str, ir.Model]
     sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -41,7 +44,8 @@ class GraphSet:
     @property
     def models(self) -> tuple[ir.Model, ...]:
         """Every graph, the joint graph first."""
-        return (self.joint, self.trunk, *self.tasks.values(), *self.tails.values())
+        trunk = () if self.trunk is None else (self.trunk,)
+        return (self.joint, *trunk, *self.tasks.values(), *self.tails.values())
 
 
 def partition(captured: JointGraph) -> GraphSet:
@@ -51,43 +55,47 @@ def partition(captured: JointGraph) -> GraphSet:
         StructureError: a tail reads something of the trunk other than the expert features.
     """
     source = captured.model
-    inputs = [value.name for value in source.graph.inputs if value.name is not None]
-    tasks: dict[str, ir.Model] = {}
-    tails: dict[str, ir.Model] = {}
-    for task in captured.tasks:
-        tasks[task] = cut_task(captured, task)
-        tails[task] = _cut_tail(captured, task)
-    joint_outputs = [
-        name for task in captured.tasks for name in (prediction_name(task), routing_weights_name(task))
-    ]
+    outputs = [name for task in captured.tasks for name in captured.outputs_of(task)]
+    boundary = _boundary(captured)
+    tails = {task: _cut_tail(captured, task, boundary) for task in captured.tasks if boundary}
     return GraphSet(
-        joint=_cut(source, inputs, joint_outputs, name="joint"),
-        trunk=_cut(source, inputs, [EXPERT_FEATURES], name="trunk"),
-        tasks=tasks,
+        joint=_cut(source, _inputs(source), outputs, name="joint"),
+        trunk=_cut(source, _inputs(source), boundary, name="trunk") if boundary else None,
+        tasks={task: cut_task(captured, task) for task in captured.tasks},
         tails=tails,
         sources=captured.sources,
     )
 
 
 def cut_task(captured: JointGraph, task: str) -> ir.Model:
-    """The graph of one task, from the inputs.
+    """The graph of one task, from the inputs that it needs.
 
     Raises:
         StructureError: it cannot be cut out.
     """
-    inputs = [value.name for value in captured.model.graph.inputs if value.name is not None]
-    outputs = [prediction_name(task), routing_weights_name(task)]
-    return _named(_cut(captured.model, inputs, outputs, name=f"task-{task}"))
+    cut = _cut(captured.model, _inputs(captured.model), captured.outputs_of(task), name=f"task-{task}")
+    return _named(cut, task)
 
 
-def _cut_tail(captured: JointGraph, task: str) -> ir.Model:
-    outputs = [prediction_name(task), routing_weights_name(task)]
-    return _named(_cut(captured.model, [EXPERT_FEATURES], outputs, name=f"tail-{task}"))
+def _boundary(captured: JointGraph) -> list[str]:
+    """The values that trunk graphs give and tails read; none where there is no trunk."""
+    outputs = [str(value.name) for value in captured.model.graph.outputs]
+    return [EXPERT_FEATURES] if EXPERT_FEATURES in outputs else shared_values(captured)
 
 
-def _named(cut: ir.Model) -> ir.Model:
-    for value, name in zip(cut.graph.outputs, (PREDICTION, ROUTING_WEIGHTS), strict=True):
-        value.name = name
+def _cut_tail(captured: JointGraph, task: str, boundary: list[str]) -> ir.Model:
+    own = captured.outputs_of(task)
+    inputs = boundary if boundary == [EXPERT_FEATURES] else [*boundary, *_inputs(captured.model)]
+    return _named(_cut(captured.model, inputs, own, name=f"tail-{task}"), task)
+
+
+def _inputs(model: ir.Model) -> list[str]:
+    return [value.name for value in model.graph.inputs if value.name is not None]
+
+
+def _named(cut: ir.Model, task: str) -> ir.Model:
+    for value in cut.graph.outputs:
+        value.name = str(value.name).removeprefix(f"{task}.")
     return cut
 
 
@@ -97,6 +105,8 @@ def _cut(source: ir.Model, inputs: list[str], outputs: list[str], *, name: str) 
     except ValueError as error:
         raise StructureError(f"{name} cannot be cut out of the joint graph: {error}") from error
     graph.name = name
+    for value in [value for value in graph.inputs if not value.uses() and not value.is_graph_output()]:
+        graph.inputs.remove(value)
     order_initializers(graph)
     return ir.Model(
         graph,

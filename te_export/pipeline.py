@@ -175,7 +175,7 @@ def _write_graphs(
     with steps.step("read") as step:
         model, sha256 = _load(source, options)
         data = _read_data(model, options)
-        step.detail = f"{model.family}: {model.num_experts} experts, {len(model.tasks)} tasks"
+        step.detail = _told(model)
     with steps.step("capture") as step:
         captured = capture(model, opset)
         step.detail = f"one graph of {len(captured.model.graph)} nodes, opset {opset}"
@@ -221,6 +221,12 @@ def _write_graphs(
     )
 
 
+def _told(model: ExportableModel) -> str:
+    experts = sorted({task.num_experts for task in model.tasks if task.num_experts is not None})
+    gates = f"{' or '.join(map(str, experts))} experts" if experts else "no gate found"
+    return f"{model.family}: {gates}, {len(model.tasks)} tasks"
+
+
 def _read_data(model: ExportableModel, options: ExportOptions) -> CalibrationData | None:
     path = options.calibration_data
     return None if path is None else read_calibration_data(Path(path), model)
@@ -255,7 +261,7 @@ def _write_manifest(
     *,
     opset: int,
 ) -> Manifest:
-    golden, groups = golden_file(written.references, written.graphs.joint.inputs[0].name)
+    golden, groups = golden_file(written.references, [spec.name for spec in written.graphs.joint.inputs])
     staged.write(GOLDEN_NAME, [golden])
     manifest = build_manifest(
         written.info,

@@ -168,6 +168,10 @@ def open_executor(
         sessions = side_by_side([opening(own_graph(own, mode)) for own in variant.tasks])
         answerers = list(map(Answerer, tasks, sessions))
         return SessionExecutor(None, answerers, model_inputs=names, provider=provider)
+    if variant.trunk is None:
+        own_graphs = side_by_side([opening(own.tail) for own in variant.tasks])
+        answerers = list(map(Answerer, tasks, own_graphs))
+        return SessionExecutor(None, answerers, model_inputs=names, provider=provider)
     trunk, *tails = side_by_side([opening(variant.trunk), *(opening(own.tail, 1) for own in variant.tasks)])
     answerers = list(map(Answerer, tasks, tails))
     return SessionExecutor(trunk, answerers, model_inputs=names, provider=provider)

@@ -125,7 +125,8 @@ def verify(
     golden = read_golden_rows(bundle, variant)
     of_pruned = replace(golden, bounds=golden.pruned_bounds)
     comparisons = list(_compare_split(golden, bundle, variant, split))
-    ran = [variant.trunk.path, *(graphs.tail.path for graphs in variant.tasks)]
+    trunk = [] if variant.trunk is None else [variant.trunk.path]
+    ran = [*trunk, *(graphs.tail.path for graphs in variant.tasks)]
     cuda = CudaOptions(device_id)
     for graph, tasks in _whole_graphs(bundle, variant):
         path = bundle.path(graph.path)
@@ -170,7 +171,8 @@ def _compare_split(
     for rows in _runs(golden):
         predictions = split.run(take_rows(golden, rows), len(rows), bundle.manifest.task_names)
         for graphs in variant.tasks:
-            label = f"{variant.trunk.path} + {graphs.tail.path}"
+            tail = graphs.tail.path
+            label = tail if variant.trunk is None else f"{variant.trunk.path} + {tail}"
             yield from _compare_task(golden, rows, label, graphs.task, predictions[graphs.task])
 
 

@@ -32,11 +32,12 @@ def check_interfaces(manifest: Manifest, where: str) -> None:
         for variant in manifest.variants:
             _check_paths(variant)
             _check_joint(manifest, variant.joint)
-            _check_trunk(manifest, variant.trunk)
+            if variant.trunk is not None:
+                _check_trunk(manifest, variant.trunk)
+            made = () if variant.trunk is None else variant.trunk.outputs
             for task, graphs in zip(manifest.tasks, variant.tasks, strict=True):
-                feeding_tail = (*manifest.inputs, *variant.trunk.outputs)
                 _check_task_graph(task, graphs.graph, manifest.inputs)
-                _check_task_graph(task, graphs.tail, feeding_tail)
+                _check_task_graph(task, graphs.tail, (*manifest.inputs, *made))
                 if graphs.standalone is not None:
                     _check_task_graph(task, graphs.standalone, manifest.inputs)
                 if graphs.pruned is not None:
@@ -49,10 +50,12 @@ def check_interfaces(manifest: Manifest, where: str) -> None:
 def variant_graphs(variant: Variant) -> Iterator[GraphSpec]:
     """Every graph of a variant: the joint graph, the trunk, then each task's graphs."""
     yield variant.joint
-    yield variant.trunk
+    if variant.trunk is not None:
+        yield variant.trunk
     for task in variant.tasks:
         yield task.graph
-        yield task.tail
+        if task.tail != task.graph:  # without a trunk they are one
+            yield task.tail
         if task.standalone is not None:
             yield task.standalone
         if task.pruned is not None:

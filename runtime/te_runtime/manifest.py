@@ -143,8 +143,8 @@ class TaskSpec(NamedTuple):
 class TaskGraphs(NamedTuple):
     """The graphs of one task in one variant.
 
-    `tail` reads the trunk's outputs; `standalone` carries its weights inside; `pruned` does without the experts
-    that the task hardly uses.
+    `tail` reads the trunk's outputs, and inputs of the model where it needs them; `standalone` carries its weights
+    inside; `pruned` does without the experts that the task hardly uses.
     """
 
     task: str
@@ -267,6 +267,7 @@ class Variant(NamedTuple):
         form: how the weights are held.
         optimized: what was rewritten.
         target_provider: what for; the graphs run on any.
+        trunk: what every task shares; null where tasks share nothing: their tails are then their task graphs.
         kept_weights: in a variant of lower precision, the weights that a task could not spare: they stay in
             float32, in int4 in 8 bits.
         accuracy: what each task lost; empty for fp32.
@@ -278,7 +279,7 @@ class Variant(NamedTuple):
     target_provider: TargetProvider
     weights: str
     joint: GraphSpec
-    trunk: GraphSpec
+    trunk: GraphSpec | None
     tasks: tuple[TaskGraphs, ...]
     kept_weights: tuple[str, ...]
     accuracy: tuple[TaskAccuracy, ...]
@@ -410,7 +411,9 @@ class Manifest(NamedTuple):
         """Every path the manifest points to, apart from the list of files itself."""
         paths = [self.golden.path]
         for variant in self.variants:
-            paths += [variant.weights, variant.joint.path, variant.trunk.path]
+            paths += [variant.weights, variant.joint.path]
+            if variant.trunk is not None:
+                paths.append(variant.trunk.path)
             for task in variant.tasks:
                 paths += [task.graph.path, task.tail.path]
                 if task.standalone is not None:

@@ -64,7 +64,7 @@ def _open_graphs(
     if mode == "joint":
         joint = opened(variant.joint)
         return DeviceGraphs(None, {task.name: Answer.of(joint, task, provider) for task in tasks})
-    trunk = opened(variant.trunk) if mode == "split" else None
+    trunk = opened(variant.trunk) if mode == "split" and variant.trunk is not None else None
     answers = {
         task.name: Answer.of(opened(own_graph(own, mode) if trunk is None else own.tail), task, provider)
         for task, own in zip(tasks, variant.tasks, strict=True)

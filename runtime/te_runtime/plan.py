@@ -82,6 +82,9 @@ def _automatic(variant: Variant) -> Plan:
     if len(variant.tasks) == 1:
         reason = "the only task needs one graph, in one session"
         return Plan("joint", _graphs(variant, "joint"), reason)
+    if variant.trunk is None:
+        reason = "the tasks share nothing, so each has a graph of its own and only those asked for run"
+        return Plan("split", _graphs(variant, "split"), reason)
     reason = (
         "holds the weights once and runs only the tails asked for; "
         'mode="joint" is faster where every task is asked for in small batches'
@@ -90,9 +93,10 @@ def _automatic(variant: Variant) -> Plan:
 
 
 def _graphs(variant: Variant, mode: Mode) -> tuple[str, ...]:
+    trunk = () if variant.trunk is None else (variant.trunk,)
     opened: dict[Mode, tuple[GraphSpec, ...]] = {
         "joint": (variant.joint,),
-        "split": (variant.trunk, *(task.tail for task in variant.tasks)),
+        "split": (*trunk, *(task.tail for task in variant.tasks)),
         "task": tuple(own_graph(task, "task") for task in variant.tasks),
         "pruned": tuple(own_graph(task, "pruned") for task in variant.tasks),
     }

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +21,10 @@ _ROWS_PER_GROUP = {"ordinary": 8}
 _OTHER_ROWS = 4
 
 
-def golden_file(references: References, input_name: str) -> tuple[bytes, tuple[RowGroup, ...]]:
+def golden_file(references: References, input_names: Sequence[str]) -> tuple[bytes, tuple[RowGroup, ...]]:
     """The bytes of golden.npz and the groups its rows fall into.
 
-    Arrays: `input.<name>` (rows, …) float32; `<task>.prediction` (rows, out) and `<task>.routing_weights`
+    Arrays: `input.<name>` (rows, …) in its dtype; `<task>.prediction` (rows, out) and `<task>.routing_weights`
         (rows, K) float64.
     """
     chosen: list[int] = []
@@ -32,10 +33,11 @@ def golden_file(references: References, input_name: str) -> tuple[bytes, tuple[R
         count = min(stop - start, _ROWS_PER_GROUP.get(name, _OTHER_ROWS))
         chosen += np.linspace(start, stop - 1, count).astype(int).tolist()
         groups.append(RowGroup(name=name, rows=count))
-    arrays: dict[str, NDArray[np.generic]] = {f"input.{input_name}": references.rows.x[chosen]}
+    inputs = references.rows.x[chosen].feeds(input_names)
+    arrays: dict[str, NDArray[np.generic]] = {f"input.{name}": array for name, array in inputs.items()}
     for task, reference in references.tasks.items():
-        arrays[f"{task}.prediction"] = reference.prediction.oracle[chosen]
-        arrays[f"{task}.routing_weights"] = reference.routing_weights.oracle[chosen]
+        for output, values in reference.outputs.items():
+            arrays[f"{task}.{output}"] = values.oracle[chosen]
     return _npz(arrays), tuple(groups)
 
 

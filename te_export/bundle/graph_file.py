@@ -10,12 +10,19 @@ import onnx_ir as ir
 
 from te_export.bundle.weights_file import WeightsLayout
 from te_export.errors import OutputError
-from te_runtime.manifest import TensorSpec
+from te_runtime.manifest import DType, TensorSpec
 
 __all__ = ["WEIGHTS_NAME", "linked_bytes", "standalone_bytes", "tensor_specs"]
 
 WEIGHTS_NAME = "weights.bin"
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
+_DTYPES: dict[ir.DataType | None, DType] = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.INT64: "int64",
+    ir.DataType.INT32: "int32",
+    ir.DataType.BOOL: "bool",
+}
+"""What inputs may be; everything between them and the outputs is float32 or a count."""
 
 
 def linked_bytes(model: ir.Model, layout: WeightsLayout) -> bytes:
@@ -54,9 +61,8 @@ def tensor_specs(values: list[ir.Value]) -> tuple[TensorSpec, ...]:
 def _tensor_spec(value: ir.Value) -> TensorSpec:
     assert value.name is not None  # graph inputs and outputs are named
     assert value.shape is not None  # capture checked it
-    assert value.dtype == ir.DataType.FLOAT  # the families of this release are float32 throughout
     shape = tuple(axis if isinstance(axis, int) else str(axis.value) for axis in value.shape)
-    return TensorSpec(name=value.name, dtype="float32", shape=shape)
+    return TensorSpec(name=value.name, dtype=_DTYPES[value.dtype], shape=shape)
 
 
 def _serialize(model: ir.Model) -> bytes:

@@ -112,9 +112,7 @@ def build_manifest(
 
 
 def _task_spec(name: str, graph: GraphSpec) -> TaskSpec:
-    prediction, routing_weights = graph.outputs
-    return TaskSpec(
-        name=name,
-        prediction=TensorSpec(f"{name}.prediction", prediction.dtype, prediction.shape),
-        routing_weights=TensorSpec(f"{name}.routing_weights", routing_weights.dtype, routing_weights.shape),
+    prediction, *weights = (
+        TensorSpec(f"{name}.{output.name}", output.dtype, output.shape) for output in graph.outputs
     )
+    return TaskSpec(name=name, prediction=prediction, routing_weights=weights[0] if weights else None)

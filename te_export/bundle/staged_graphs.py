@@ -17,13 +17,14 @@ class StagedGraphs:
 
     Attributes:
         root: the staged bundle; the paths of the graphs are relative to it.
+        trunk: what every task shares; None where tasks share nothing.
         task_size_bytes: by task, what its task graph takes alone: the file and the weights it points to.
         pruned: by task that has one, its graph without some experts.
     """
 
     root: Path
     joint: GraphSpec
-    trunk: GraphSpec
+    trunk: GraphSpec | None
     tasks: tuple[TaskGraphs, ...]
     task_size_bytes: Mapping[str, int]
     pruned: Mapping[str, GraphSpec] = field(default_factory=dict)

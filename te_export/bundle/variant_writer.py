@@ -41,7 +41,9 @@ def write_variant(
         TaskGraphs(
             task=name,
             graph=_write_linked(staged, graphs.tasks[name], f"{folder}/task-{name}.onnx", layout),
-            tail=_write_linked(staged, graphs.tails[name], f"{folder}/tail-{name}.onnx", layout),
+            tail=_write_linked(staged, graphs.tails[name], f"{folder}/tail-{name}.onnx", layout)
+            if name in graphs.tails
+            else _spec(graphs.tasks[name], f"{folder}/task-{name}.onnx"),
             standalone=_write_standalone(staged, graphs.tasks[name], f"{folder}/standalone-{name}.onnx")
             if standalone
             else None,
@@ -51,7 +53,9 @@ def write_variant(
     return StagedGraphs(
         root=staged.root,
         joint=_write_linked(staged, graphs.joint, f"{folder}/joint.onnx", layout),
-        trunk=_write_linked(staged, graphs.trunk, f"{folder}/trunk.onnx", layout),
+        trunk=None
+        if graphs.trunk is None
+        else _write_linked(staged, graphs.trunk, f"{folder}/trunk.onnx", layout),
         tasks=tasks,
         task_size_bytes={
             name: _size_alone(staged, model, layout, path=f"{folder}/task-{name}.onnx")

@@ -27,9 +27,9 @@ class JointGraph:
     """One ONNX graph of every task, from ONE capture.
 
     Attributes:
-        model: inputs (batch, …); outputs `expert_features`, then `<task>.prediction` and
-            `<task>.routing_weights` of each task. Initializers carry the checkpoint's parameter names and
-            share the torch parameters' memory.
+        model: inputs (batch, …); outputs `expert_features` where the family has such a value, then of each task
+            `<task>.prediction`, and `<task>.routing_weights` where it has a gate. Initializers carry the
+            checkpoint's parameter names and share the torch parameters' memory.
         tasks: task names, in the order of the outputs.
         opset: the ONNX opset of the graph.
         sources: for every initializer that a rewrite made, the names of the checkpoint's parameters whose
@@ -40,3 +40,8 @@ class JointGraph:
     tasks: tuple[str, ...]
     opset: int
     sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def outputs_of(self, task: str) -> list[str]:
+        """The names of a task's outputs that the graph gives."""
+        given = {value.name for value in self.model.graph.outputs}
+        return [name for name in (prediction_name(task), routing_weights_name(task)) if name in given]

@@ -10,16 +10,15 @@ from contextlib import contextmanager
 import onnx_ir as ir
 import torch
 
-from te_export.capture.joint_graph import EXPERT_FEATURES, JointGraph, prediction_name, routing_weights_name
+from te_export.capture.joint_graph import JointGraph
 from te_export.capture.opset import OLDEST_OPSET
 from te_export.capture.tidy import BATCH, tidy
 from te_export.errors import CaptureError
 from te_export.models.exportable import ExportableModel
 
-__all__ = ["capture"]
+__all__ = ["TRACED_ROWS", "capture", "quiet_torch"]
 
-_PARAMETER_PREFIX = "model."
-_TRACED_ROWS = 2
+TRACED_ROWS = 2
 """torch.export specializes sizes 0 and 1, so the batch axis is traced with two rows."""
 
 
@@ -33,11 +32,10 @@ def capture(model: ExportableModel, opset: int) -> JointGraph:
     Raises:
         CaptureError: torch refuses the module, or the batch axis is not symbolic in the graph.
     """
-    outputs = [EXPERT_FEATURES]
-    for task in model.task_names:
-        outputs += [prediction_name(task), routing_weights_name(task)]
-    with _quiet_torch():
-        captured = tidy(_export(model), parameter_prefix=_PARAMETER_PREFIX, outputs=outputs, opset=opset)
+    with quiet_torch():
+        captured = tidy(
+            _export(model), parameter_prefix=model.parameter_prefix, outputs=model.output_names, opset=opset
+        )
     return JointGraph(model=captured, tasks=model.task_names, opset=opset)
 
 
@@ -49,8 +47,11 @@ def _export(model: ExportableModel) -> ir.Model:
 
     batch = torch.export.Dim(BATCH)
     try:
-        program = torch.export.export(
-            model.module, (model.example_rows(_TRACED_ROWS),), dynamic_shapes=({0: batch},), strict=False
+        program = model.program or torch.export.export(
+            model.module,
+            model.example_rows(TRACED_ROWS),
+            dynamic_shapes=tuple({0: batch} for _ in model.inputs),
+            strict=False,
         )
         onnx_program = torch.onnx.export(
             program, dynamo=True, opset_version=OLDEST_OPSET, optimize=False, verbose=False
@@ -63,7 +64,7 @@ def _export(model: ExportableModel) -> ir.Model:
 
 
 @contextmanager
-def _quiet_torch() -> Iterator[None]:
+def quiet_torch() -> Iterator[None]:
     """Keep torch's own remarks on its internals (optional packages, deprecations within torch) off the
     person's screen.
     """

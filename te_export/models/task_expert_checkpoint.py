@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from te_export.checkpoint.contents import Checkpoint, ConfigValue
 from te_export.checkpoint.shown import shown
 from te_export.errors import CheckpointError
-from te_export.models.exportable import ExportableModel, TaskOutput
+from te_export.models.exportable import ExpertFeatures, ExportableModel, ModelInput, TaskOutput
 from te_export.models.task_expert import TaskExpertConfig, TaskExpertModel
 from te_export.models.task_expert_layers import final_relu_of
 from te_export.models.task_expert_shapes import (
@@ -216,7 +216,8 @@ def _exportable(
     tasks = tuple(
         TaskOutput(
             name=names[task],
-            output_dim=config.task_output_dims[task],
+            output_shape=(config.task_output_dims[task],),
+            num_experts=config.num_experts,
             tail_parameters=_below(state, f"gating_networks.{task}.") | _below(state, f"task_heads.{task}."),
         )
         for task in task_ids
@@ -235,11 +236,9 @@ def _exportable(
         family="TaskExpert",
         config=dataclasses.asdict(config),
         module=JointTaskExpert(model, task_ids).eval(),
-        input_name="x",
-        input_dim=config.input_dim,
-        num_experts=config.num_experts,
-        expert_dim=config.expert_dim,
+        inputs=(ModelInput("x", "float32", (config.input_dim,)),),
         tasks=tasks,
+        expert_features=ExpertFeatures(config.num_experts, config.expert_dim),
         trunk_parameters=trunk,
         unused_parameters=unused,
         notes=notes,

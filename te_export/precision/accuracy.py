@@ -15,10 +15,11 @@ from functools import partial
 from typing import Literal, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from te_export.capture.joint_graph import EXPERT_FEATURES, prediction_name, routing_weights_name
 from te_export.models.exportable import ExportableModel
+from te_export.models.input_rows import InputRows
 from te_export.precision.calibration_data import Labels
 from te_export.verify.oracle import UNIT_ROUNDOFF, evaluate_float64
 
@@ -103,34 +104,37 @@ class _Loss:
 
 
 def evaluate_oracle(
-    model: ExportableModel, x: NDArray[np.float32], labels: Mapping[str, Labels] | None = None
+    model: ExportableModel, x: InputRows, labels: Mapping[str, Labels] | None = None
 ) -> dict[str, TaskOracle]:
     """Run the oracle over rows, so many at a time that what lies between input and output stays small.
 
     Args:
         model: the torch model.
-        x: (N, input_dim) float32.
+        x: N rows.
         labels: of the same rows, by task name.
 
     Returns:
         By task name, in the order of the export.
     """
     known = labels or {}
-    width = model.input_dim + 4 * model.num_experts * model.expert_dim
+    features = model.expert_features
+    width = sum(spec.size for spec in model.inputs)
+    width += 4 * (width if features is None else features.num_experts * features.expert_dim)
     step = max(1, min(_MOST_ROWS, _VALUES_AT_ONCE // width))
-    parts: list[list[NDArray[np.float64]]] = [[] for _ in range(2 * len(model.tasks))]
+    parts: dict[str, list[NDArray[np.float64]]] = {name: [] for name in model.output_names}
     for start in range(0, len(x), step):
-        rows = torch.from_numpy(np.array(x[start : start + step], dtype=np.float32))
-        for column, output in zip(parts, evaluate_float64(model.module, rows)[1:], strict=True):
-            column.append(output)
-    outputs = [np.concatenate(column) for column in parts]
+        found = evaluate_float64(model.module, x[start : start + step])
+        for name, output in zip(parts, found, strict=True):
+            if name != EXPERT_FEATURES:
+                parts[name].append(output)
+    outputs = {name: np.concatenate(columns) for name, columns in parts.items() if columns}
     return {
         name: TaskOracle(
-            prediction=outputs[2 * index],
-            routing_weights=outputs[2 * index + 1],
+            prediction=outputs[prediction_name(name)],
+            routing_weights=outputs.get(routing_weights_name(name)),
             labels=known.get(name),
         )
-        for index, name in enumerate(model.task_names)
+        for name in model.task_names
     }
 
 

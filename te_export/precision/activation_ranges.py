@@ -67,13 +67,13 @@ class ActivationRanges:
 
 
 def measure_ranges(
-    joint: ir.Model, rows: Mapping[str, NDArray[np.float32]], scratch: Path
+    joint: ir.Model, rows: Mapping[str, NDArray[np.generic]], scratch: Path
 ) -> ActivationRanges:
     """Run the float32 joint graph over calibration rows.
 
     Args:
         joint: stays as it is.
-        rows: (N, …) float32 for each input, by name.
+        rows: (N, …) for each input, by name.
         scratch: a folder for the graph and its weights while it runs; what is left in it is of no use.
 
     Raises:
@@ -151,7 +151,7 @@ def _watched(layers: Sequence[ConvLayer]) -> list[ir.Value]:
 
 
 def _observe(
-    joint: ir.Model, rows: Mapping[str, NDArray[np.float32]], watched: Sequence[ir.Value], scratch: Path
+    joint: ir.Model, rows: Mapping[str, NDArray[np.generic]], watched: Sequence[ir.Value], scratch: Path
 ) -> dict[ir.Value, Range]:
     """The range of each value over all rows."""
     by_name = {str(value.name): value for value in watched}
@@ -164,7 +164,7 @@ def _observe(
         found = dict(zip(names, session.run(names, feed), strict=True)) if names else {}
         for name, values in (feed | found).items():
             value = by_name.get(name)
-            if value is not None:
+            if value is not None:  # layers read and give floats
                 span = _span(name, values, start)
                 ranges[value] = ranges.get(value, span) | span
     del session
@@ -173,8 +173,8 @@ def _observe(
 
 
 def _batches(
-    rows: Mapping[str, NDArray[np.float32]],
-) -> Iterator[tuple[int, dict[str, NDArray[np.float32]]]]:
+    rows: Mapping[str, NDArray[np.generic]],
+) -> Iterator[tuple[int, dict[str, NDArray[np.generic]]]]:
     lengths = {len(values) for values in rows.values()}
     if len(lengths) != 1 or lengths == {0}:
         found = ", ".join(f"{name}: {len(values)}" for name, values in rows.items())
@@ -185,7 +185,7 @@ def _batches(
         yield start, {name: values[start : start + _BATCH_ROWS] for name, values in rows.items()}
 
 
-def _span(name: str, values: NDArray[np.float32], start: int) -> Range:
+def _span(name: str, values: NDArray[np.generic], start: int) -> Range:
     low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
     if not (np.isfinite(low) and np.isfinite(high)):
         finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)

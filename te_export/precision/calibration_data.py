@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from te_export.errors import UsageError
 from te_export.models.exportable import ExportableModel, TaskOutput
+from te_export.models.input_rows import InputRows
 from te_runtime.errors import InputError
 from te_runtime.inputs import prepare_inputs, shown_shape
 from te_runtime.interfaces import BATCH_AXIS
@@ -48,24 +49,23 @@ class CalibrationData:
     """Rows of the user's own data, and their labels where there are any.
 
     Attributes:
-        x: (N, input_dim) float32, finite.
+        x: N rows, finite.
         labels: by task name; classes (N,) int64 in 0..out-1 for a task with several outputs, else values
             (N, out) float64. Tasks without labels are missing.
     """
 
-    input_name: str
-    x: NDArray[np.float32]
+    x: InputRows
     labels: Mapping[str, Labels]
 
     @property
-    def calibration_rows(self) -> NDArray[np.float32]:
-        """Rows 0, 2, 4, …, C-contiguous."""
-        return np.ascontiguousarray(self.x[0::2])
+    def calibration_rows(self) -> InputRows:
+        """Rows 0, 2, 4, …"""
+        return self.x[0::2]
 
     @property
-    def judged_rows(self) -> NDArray[np.float32]:
-        """Rows 1, 3, 5, …, C-contiguous."""
-        return np.ascontiguousarray(self.x[1::2])
+    def judged_rows(self) -> InputRows:
+        """Rows 1, 3, 5, …"""
+        return self.x[1::2]
 
     @property
     def judged_labels(self) -> dict[str, Labels]:
@@ -86,10 +86,10 @@ def read_calibration_data(path: str | os.PathLike[str], model: ExportableModel) 
             dtype, too short, or not finite; or labels cannot judge: one class alone, or values all alike.
     """
     source = Path(path)
-    arrays = _read_arrays(source, model.input_name)
+    arrays = _read_arrays(source, model)
     try:
         _check_names(arrays, model)
-        x = _rows(arrays[model.input_name], model)
+        x = _rows(arrays, model)
         labels = {
             task.name: _labels(arrays[_LABELS + task.name], task, rows=len(x))
             for task in model.tasks
@@ -99,12 +99,12 @@ def read_calibration_data(path: str | os.PathLike[str], model: ExportableModel) 
         raise UsageError(f"{source}: {error}") from error
     except MemoryError as error:
         raise UsageError(f"{source}: memory ran out while it was read: pass fewer rows") from error
-    return CalibrationData(input_name=model.input_name, x=x, labels=labels)
+    return CalibrationData(x=x, labels=labels)
 
 
-def _read_arrays(source: Path, input_name: str) -> dict[str, NDArray[np.generic]]:
+def _read_arrays(source: Path, model: ExportableModel) -> dict[str, NDArray[np.generic]]:
     fix = (
-        f"Write it with numpy.savez(file, {input_name}=rows): plain numbers, at most {LARGEST_BYTES >> 30} GiB "
+        f"Write it with numpy.savez(file, {_assignments(model)}): plain numbers, at most {LARGEST_BYTES >> 30} GiB "
         "in all; a few thousand rows are plenty."
     )
     if os.path.isdir(source):  # noqa: PTH112 - unlike Path.is_dir, it raises for no name whatever
@@ -118,35 +118,46 @@ def _read_arrays(source: Path, input_name: str) -> dict[str, NDArray[np.generic]
 
 
 def _check_names(arrays: Mapping[str, object], model: ExportableModel) -> None:
-    allowed = [model.input_name, *(_LABELS + task for task in model.task_names)]
-    findings = [] if model.input_name in arrays else [f"array {model.input_name!r} is missing"]
+    names = [spec.name for spec in model.inputs]
+    allowed = [*names, *(_LABELS + task for task in model.task_names)]
+    findings = [f"array {name!r} is missing" for name in names if name not in arrays]
     for name in (name for name in arrays if name not in allowed):
         near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
         findings.append(f"array {name!r:.90} is unknown" + (f" (did you mean {near[0]!r}?)" if near else ""))
     if findings:
         more = f", … ({len(model.tasks)} tasks in all)" if len(allowed) > _SHOWN_NAMES else ""
         raise UsageError(
-            f"{'; '.join(findings[:3])}. Expected {model.input_name!r} for the rows, and for labels any of "
-            f"{', '.join(allowed[1:_SHOWN_NAMES])}{more}: rename the arrays, or leave them out."
+            f"{'; '.join(findings[:3])}. Expected {', '.join(map(repr, names[:_SHOWN_NAMES]))} for the rows, and "
+            f"for labels any of {', '.join(allowed[len(names) : len(names) + _SHOWN_NAMES - 1])}{more}: rename the "
+            "arrays, or leave them out."
         )
 
 
-def _rows(array: NDArray[np.generic], model: ExportableModel) -> NDArray[np.float32]:
-    spec = TensorSpec(model.input_name, "float32", (BATCH_AXIS, model.input_dim))
+def _assignments(model: ExportableModel) -> str:
+    """How the arrays of the inputs are named in a call of numpy.savez."""
+    if len(model.inputs) == 1:
+        return f"{model.inputs[0].name}=rows"
+    return "**{" + ", ".join(f"{spec.name!r}: …" for spec in model.inputs[:_SHOWN_NAMES]) + "}"
+
+
+def _rows(arrays: Mapping[str, NDArray[np.generic]], model: ExportableModel) -> InputRows:
+    specs = [TensorSpec(spec.name, spec.dtype, (BATCH_AXIS, *spec.shape)) for spec in model.inputs]
     try:
-        feeds, rows = prepare_inputs({spec.name: array}, [spec])
+        feeds, rows = prepare_inputs({spec.name: arrays[spec.name] for spec in specs}, specs)
     except InputError as error:
+        expected = ", ".join(f"{spec.dtype} {shown_shape(spec.shape)}" for spec in specs[:_SHOWN_NAMES])
         raise UsageError(
-            f"{error}. Store the rows as the model was trained on them, float32 of shape (rows, {model.input_dim})"
+            f"{error}. Store the rows as the model was trained on them: {expected}".replace("batch", "rows")
         ) from error
-    x = feeds[spec.name].astype(np.float32, copy=False)
+    first = specs[0].name
     if rows < FEWEST_ROWS:
         raise UsageError(
-            f"array {spec.name!r}: got {rows} rows, expected at least {FEWEST_ROWS}: half of them calibrate and "
+            f"array {first!r}: got {rows} rows, expected at least {FEWEST_ROWS}: half of them calibrate and "
             "half judge; pass some hundred or more"
         )
-    _check_finite(x, spec.name)
-    return x
+    for name, array in feeds.items():
+        _check_finite(array, name)
+    return InputRows(feeds)
 
 
 def _labels(array: NDArray[np.generic], task: TaskOutput, *, rows: int) -> Labels:
@@ -218,12 +229,15 @@ def _is_binary(values: NDArray[np.float64]) -> bool:
     return bool(((values == 0) | (values == 1)).all())
 
 
-def _check_finite(array: NDArray[np.float32] | NDArray[np.float64], name: str) -> None:
+def _check_finite(array: NDArray[np.generic], name: str) -> None:
+    if array.dtype.kind != "f":
+        return
     finite = np.isfinite(array)
     if finite.all():
         return
-    row, column = divmod(int(finite.argmin()), array.shape[1])
+    row, *columns = np.argwhere(~finite)[0].tolist()
+    place = f"row {row}" + (f", column {', '.join(map(str, columns))}" if columns else "")
     raise UsageError(
         f"array {name!r}: {int((~finite).sum())} of {array.size} values are NaN or infinite, the first "
-        f"({array[row, column]}) in row {row}, column {column}, counted from 0: leave such rows out"
+        f"({array[(row, *columns)]}) in {place}, counted from 0: leave such rows out"
     )

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from te_export.capture.joint_graph import prediction_name, routing_weights_name
+from te_export.models.input_rows import InputRows
 from te_export.precision.accuracy import TaskAccuracy, TaskOracle, measure_accuracy
 from te_export.verify.probe_rows import ORDINARY
 from te_export.verify.references import References
@@ -28,18 +29,18 @@ class Evaluation:
 
     Attributes:
         source: `calibration data`, the judged half of what the user gave, or `probe rows`, random ones.
-        x: (N, input_dim) float32.
+        x: N rows.
         tasks: the oracle's answers to them, and the labels where there are any.
         budget_points: how much each task may lose: percentage points of what `TaskAccuracy.judged_by` says
             with data, of unexplained variance without.
-        calibration: (M, input_dim) float32, other rows of the data to take ranges from; None without data.
+        calibration: other rows of the data to take ranges from; None without data.
     """
 
     source: Literal["calibration data", "probe rows"]
-    x: NDArray[np.float32]
+    x: InputRows
     tasks: Mapping[str, TaskOracle]
     budget_points: float
-    calibration: NDArray[np.float32] | None = None
+    calibration: InputRows | None = None
 
     def measure(self, joint: Session) -> dict[str, TaskAccuracy]:
         """Run a joint graph over the rows; by task, how it compares with the oracle.
@@ -47,24 +48,24 @@ class Evaluation:
         Raises:
             BundleError: onnxruntime gave up.
         """
-        (name,) = (spec.name for spec in joint.spec.inputs)
-        parts = [joint.run({name: self.x[start : start + _BATCH]}) for start in range(0, len(self.x), _BATCH)]
+        names = [spec.name for spec in joint.spec.inputs]
+        parts = [
+            joint.run(self.x[start : start + _BATCH].feeds(names)) for start in range(0, len(self.x), _BATCH)
+        ]
         columns = (np.concatenate(column) for column in zip(*parts, strict=True))
         outputs = dict(zip((spec.name for spec in joint.spec.outputs), columns, strict=True))
         return {
-            task: measure_accuracy(
-                oracle, outputs[prediction_name(task)], outputs[routing_weights_name(task)]
-            )
+            task: measure_accuracy(oracle, *predictions_of(task, outputs))
             for task, oracle in self.tasks.items()
         }
 
     def measure_task(
-        self, task: str, answer: Callable[[NDArray[np.float32]], Sequence[NDArray[np.generic]]]
+        self, task: str, answer: Callable[[InputRows], Sequence[NDArray[np.generic]]]
     ) -> TaskAccuracy:
         """How one task compares with the oracle.
 
         Args:
-            answer: gives prediction and routing weights for rows (B, input_dim).
+            answer: gives prediction and routing weights for some rows.
         """
         parts = [answer(self.x[start : start + _BATCH]) for start in range(0, len(self.x), _BATCH)]
         prediction, routing_weights = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -85,9 +86,9 @@ class Evaluation:
 
 def predictions_of(
     task: str, outputs: Mapping[str, NDArray[np.generic]]
-) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
-    """Prediction and routing weights of a task among a joint graph's outputs."""
-    return outputs[prediction_name(task)], outputs[routing_weights_name(task)]
+) -> tuple[NDArray[np.generic], NDArray[np.generic] | None]:
+    """Prediction of a task among a joint graph's outputs, and routing weights where it has a gate."""
+    return outputs[prediction_name(task)], outputs.get(routing_weights_name(task))
 
 
 def first_rows(evaluation: Evaluation, rows: int) -> Evaluation:
@@ -112,7 +113,9 @@ def probe_evaluation(references: References) -> Evaluation:
         tasks={
             name: TaskOracle(
                 prediction=task.prediction.oracle[start:stop],
-                routing_weights=task.routing_weights.oracle[start:stop],
+                routing_weights=None
+                if task.routing_weights is None
+                else task.routing_weights.oracle[start:stop],
                 labels=None,
             )
             for name, task in references.tasks.items()

@@ -8,12 +8,13 @@ back into the caches and one that is timed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from te_export.models.input_rows import InputRows
 from te_runtime.session_types import Session
 
 __all__ = ["BATCH_SIZES", "Feeds", "LatencyRatio", "latency_feeds", "measure_ratios"]
@@ -47,9 +48,9 @@ class LatencyRatio:
     rounds: int
 
 
-def latency_feeds(input_name: str, x: NDArray[np.float32]) -> dict[int, Feeds]:
-    """Feeds for every batch size, from rows x (N, input_dim) that are repeated where they are too few."""
-    return {batch: {input_name: np.ascontiguousarray(x[np.arange(batch) % len(x)])} for batch in BATCH_SIZES}
+def latency_feeds(names: Sequence[str], x: InputRows) -> dict[int, Feeds]:
+    """Feeds of the inputs `names` for every batch size, from rows that are repeated where they are too few."""
+    return {batch: x[np.arange(batch) % len(x)].feeds(names) for batch in BATCH_SIZES}
 
 
 def measure_ratios(

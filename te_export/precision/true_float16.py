@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from te_export.errors import AccuracyError
+from te_export.models.input_rows import InputRows
 from te_export.precision.accuracy import measure_accuracy
 from te_export.precision.evaluation import Evaluation, first_rows, predictions_of
 from te_export.rewrite.graph_cost import measure_cost
@@ -49,9 +50,9 @@ def check_true_float16(joint: ir.Model, evaluation: Evaluation) -> None:
             )
 
 
-def _run(model: ir.Model, x: NDArray[np.float32]) -> dict[str, NDArray[np.generic]]:
+def _run(model: ir.Model, x: InputRows) -> dict[str, NDArray[np.generic]]:
     proto: onnx.ModelProto = ir.to_proto(model)
-    (name,) = (value.name for value in model.graph.inputs)
+    names = [str(value.name) for value in model.graph.inputs]
     with np.errstate(over="ignore", invalid="ignore"):
-        outputs = ReferenceEvaluator(proto).run(None, {str(name): x})
+        outputs = ReferenceEvaluator(proto).run(None, x.feeds(names))
     return dict(zip((str(value.name) for value in model.graph.outputs), outputs, strict=True))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from te_export.errors import AccuracyError, GateError
+from te_export.models.input_rows import InputRows
 from te_export.partition import GraphSet, order_initializers
 from te_export.precision.accuracy import TaskAccuracy, doubt_labels
 from te_export.precision.activation_ranges import measure_ranges
@@ -117,8 +117,7 @@ def _forms(precision: Precision, fp32: GraphSet, evaluation: Evaluation, scratch
         return [BlockWeights(4)]
     if evaluation.calibration is None:
         return [BlockWeights(8)]
-    (x,) = fp32.joint.graph.inputs
-    ranges = measure_ranges(fp32.joint, {str(x.name): evaluation.calibration}, scratch)
+    ranges = measure_ranges(fp32.joint, evaluation.calibration.arrays, scratch)
     return [StaticInt8(ranges), BlockWeights(8)]
 
 
@@ -132,7 +131,7 @@ def _repaired(
 
 
 def _measure(
-    joint: ir.Model, fitting: Sequence[Repaired], x: NDArray[np.float32], scratch: Path
+    joint: ir.Model, fitting: Sequence[Repaired], x: InputRows, scratch: Path
 ) -> tuple[LatencyRatio, ...]:
     """Time the joint graph in each form beside fp32; a repaired form also as it would be without repair."""
     sessions: dict[str, Session] = {"fp32": open_trial(joint, scratch)}
@@ -140,8 +139,8 @@ def _measure(
         sessions[found.form.name] = open_trial(_converted(found, joint), scratch)
         if found.kept:
             sessions[_unrepaired_name(found)] = open_trial(_converted(_unrepaired(found), joint), scratch)
-    (spec,) = sessions["fp32"].spec.inputs
-    return measure_ratios(sessions, latency_feeds(spec.name, x))
+    names = [spec.name for spec in sessions["fp32"].spec.inputs]
+    return measure_ratios(sessions, latency_feeds(names, x))
 
 
 def _named(ratios: Sequence[LatencyRatio], name: str) -> tuple[LatencyRatio, ...]:
@@ -185,7 +184,7 @@ def _convert_all(found: Repaired, fp32: GraphSet) -> GraphSet:
     return replace(
         fp32,
         joint=_converted(found, fp32.joint),
-        trunk=_converted(found, fp32.trunk),
+        trunk=None if fp32.trunk is None else _converted(found, fp32.trunk),
         tasks={name: _converted(found, model) for name, model in fp32.tasks.items()},
         tails={name: _converted(found, model) for name, model in fp32.tails.items()},
     )

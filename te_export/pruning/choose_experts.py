@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from te_export.capture.joint_graph import EXPERT_FEATURES
+from te_export.models.input_rows import InputRows
 from te_export.pruning.prune_experts import Means, with_means
 from te_runtime.session_types import Session
 
@@ -39,17 +40,17 @@ def choose_experts(
 
 def answer_with_means(
     trunk: Session, tail: Session, means: Means
-) -> Callable[[NDArray[np.float32]], Sequence[NDArray[np.generic]]]:
-    """What a task answers to rows x (N, input_dim) while some experts answer their means: prediction and weights.
+) -> Callable[[InputRows], Sequence[NDArray[np.generic]]]:
+    """What a task answers to rows while some experts answer their means: prediction and weights.
 
     Args:
         trunk, tail: the graphs of the task as they are.
         means: the mean outputs of those experts.
     """
-    (name,) = (spec.name for spec in trunk.spec.inputs)
+    names = [spec.name for spec in trunk.spec.inputs]
 
-    def answer(x: NDArray[np.float32]) -> Sequence[NDArray[np.generic]]:
-        (features,) = trunk.run({name: x})
+    def answer(x: InputRows) -> Sequence[NDArray[np.generic]]:
+        (features,) = trunk.run(x.feeds(names))
         return tail.run({EXPERT_FEATURES: with_means(features, means)})
 
     return answer

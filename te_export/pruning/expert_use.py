@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from te_export.capture.joint_graph import routing_weights_name
+from te_export.models.input_rows import InputRows
 from te_runtime.session_types import Session
 
 __all__ = ["ExpertUse", "mean_outputs", "measure_use"]
@@ -34,8 +35,8 @@ class ExpertUse:
         return tuple(expert for expert in order if self.largest[expert] < share)
 
 
-def measure_use(joint: Session, x: NDArray[np.float32], tasks: tuple[str, ...]) -> dict[str, ExpertUse]:
-    """Run the joint graph over rows x (N, input_dim).
+def measure_use(joint: Session, x: InputRows, tasks: tuple[str, ...]) -> dict[str, ExpertUse]:
+    """Run the joint graph over rows.
 
     Returns:
         By task name.
@@ -55,8 +56,8 @@ def measure_use(joint: Session, x: NDArray[np.float32], tasks: tuple[str, ...]) 
     }
 
 
-def mean_outputs(trunk: Session, x: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Run the trunk over rows x (N, input_dim); the mean features (K, D), summed in float64.
+def mean_outputs(trunk: Session, x: InputRows) -> NDArray[np.float64]:
+    """Run the trunk over rows; the mean features (K, D), summed in float64.
 
     Raises:
         BundleError: onnxruntime gave up.
@@ -66,7 +67,7 @@ def mean_outputs(trunk: Session, x: NDArray[np.float32]) -> NDArray[np.float64]:
         return np.asarray(total / len(x), np.float64)
 
 
-def _batches(session: Session, x: NDArray[np.float32]) -> Iterator[Sequence[NDArray[np.generic]]]:
-    (name,) = (spec.name for spec in session.spec.inputs)
+def _batches(session: Session, x: InputRows) -> Iterator[Sequence[NDArray[np.generic]]]:
+    names = [spec.name for spec in session.spec.inputs]
     for start in range(0, len(x), _BATCH):
-        yield session.run({name: x[start : start + _BATCH]})
+        yield session.run(x[start : start + _BATCH].feeds(names))

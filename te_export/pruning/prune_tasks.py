@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from te_export.bundle.accuracy_entry import accuracy_entry
 from te_export.bundle.weights_file import plan_weights
 from te_export.capture.joint_graph import JointGraph
+from te_export.models.input_rows import InputRows
 from te_export.options import ExportOptions, TaskPruning
 from te_export.partition import GraphSet, cut_task, order_initializers
 from te_export.precision.accuracy import TaskAccuracy as Figures
@@ -112,6 +113,7 @@ def prune_tasks(
     """
     assert evaluation.calibration is not None  # ExportOptions asks for data
     assert options.prune_experts is not None  # or nobody would call
+    assert graphs.trunk is not None  # the models whose experts can go have one
     uses = measure_use(open_trial(graphs.joint, scratch), evaluation.calibration, captured.tasks)
     trunk = open_trial(graphs.trunk, scratch)
     work = _Work(
@@ -199,8 +201,8 @@ def _build(work: _Work, task: str, experts: Sequence[int]) -> JointGraph | str:
 
 def _measure(work: _Work, task: str, model: ir.Model, scratch: Path) -> Figures:
     session = open_trial(model, scratch)
-    (name,) = (spec.name for spec in session.spec.inputs)
-    return work.evaluation.measure_task(task, lambda x: session.run({name: x}))
+    names = [spec.name for spec in session.spec.inputs]
+    return work.evaluation.measure_task(task, lambda x: session.run(x.feeds(names)))
 
 
 def _tell(work: _Work, task: str, use: ExpertUse, pruned: PrunedTask, scratch: Path) -> TaskPruning:
@@ -221,10 +223,8 @@ def _added_bytes(graphs: GraphSet, model: ir.Model) -> int:
     return plan_weights([*others, model.graph]).size_bytes - plan_weights(others).size_bytes
 
 
-def _latencies(
-    models: Mapping[str, ir.Model], x: NDArray[np.float32], scratch: Path
-) -> tuple[LatencyRatio, ...]:
+def _latencies(models: Mapping[str, ir.Model], x: InputRows, scratch: Path) -> tuple[LatencyRatio, ...]:
     sessions = {name: open_trial(model, scratch) for name, model in models.items()}
-    (spec,) = sessions["task"].spec.inputs
-    ratios = measure_ratios(sessions, latency_feeds(spec.name, x), seconds=_SECONDS)
+    names = [spec.name for spec in sessions["task"].spec.inputs]
+    ratios = measure_ratios(sessions, latency_feeds(names, x), seconds=_SECONDS)
     return tuple(ratio for ratio in ratios if ratio.name == "pruned")

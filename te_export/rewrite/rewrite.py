@@ -102,7 +102,9 @@ def rewrite_cut(
     """
     if level == "none":
         return graphs, log
-    for model in (graphs.trunk, *graphs.tasks.values(), *graphs.tails.values()):
+    for model in graphs.models:
+        if model is graphs.joint:
+            continue
         _apply([cancel_shapes], model.graph, {})
     batch = partial(batch_linears, provider=provider, before_cut=False)
     rules: list[Rule] = [

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from te_export.models.input_rows import InputRows
 from te_export.verify.batches import plan_batches
 from te_runtime.manifest import GraphSpec
 from te_runtime.session import open_session
@@ -37,19 +38,28 @@ def open_staged(root: Path, spec: GraphSpec) -> Session:
     return open_session(root / spec.path, spec, provider="cpu", threads=default_threads())
 
 
-def run_graph(root: Path, spec: GraphSpec, x: NDArray[np.float32]) -> GraphRun:
-    """Run a graph whose one input is the model's input x (N, …)."""
-    (name,) = (tensor.name for tensor in spec.inputs)
-    planned = plan_batches(len(x))
-    return _collect(open_staged(root, spec), planned, ({name: x[rows]} for rows in planned))
+def run_graph(root: Path, spec: GraphSpec, rows: InputRows) -> GraphRun:
+    """Run a graph that reads inputs of the model."""
+    names = [tensor.name for tensor in spec.inputs]
+    planned = plan_batches(len(rows))
+    return _collect(open_staged(root, spec), planned, (rows[batch].feeds(names) for batch in planned))
 
 
-def run_tail(root: Path, spec: GraphSpec, trunk: GraphRun) -> GraphRun:
-    """Run a tail on what the trunk graph put out, batch by batch, as te_runtime composes them."""
-    planned = plan_batches(int(trunk.indices.max()) + 1)
-    ends = np.cumsum([len(rows) for rows in planned])[:-1]
-    parts = {tensor.name: np.split(trunk.outputs[tensor.name], ends) for tensor in spec.inputs}
-    feeds = ({name: values[index] for name, values in parts.items()} for index in range(len(planned)))
+def run_tail(root: Path, spec: GraphSpec, trunk: GraphRun, rows: InputRows) -> GraphRun:
+    """Run a tail on what the trunk graph put out, and on the model's inputs where it reads any, batch by batch, as
+    te_runtime composes them."""
+    planned = plan_batches(len(rows))
+    ends = np.cumsum([len(batch) for batch in planned])[:-1]
+    made = {
+        tensor.name: np.split(trunk.outputs[tensor.name], ends)
+        for tensor in spec.inputs
+        if tensor.name in trunk.outputs
+    }
+    own = [tensor.name for tensor in spec.inputs if tensor.name not in made]
+    feeds = (
+        {name: values[index] for name, values in made.items()} | rows[batch].feeds(own)
+        for index, batch in enumerate(planned)
+    )
     return _collect(open_staged(root, spec), planned, feeds)
 
 

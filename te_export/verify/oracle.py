@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from te_export.models.input_rows import InputRows
+
 __all__ = ["UNIT_ROUNDOFF", "evaluate_float32", "evaluate_float64", "evaluate_with_rounding_noise"]
 
 UNIT_ROUNDOFF = 2.0**-24
@@ -79,37 +81,38 @@ def _widen(value: object) -> object:
 
 
 @torch.no_grad()
-def _evaluate(module: nn.Module, x: Tensor, mode: _WidenToFloat64) -> list[NDArray[np.float64]]:
+def _evaluate(module: nn.Module, rows: InputRows, mode: _WidenToFloat64) -> list[NDArray[np.float64]]:
+    tensors = [_widen(tensor) for tensor in rows.tensors()]
     with mode:
-        outputs: tuple[Tensor, ...] = module(x.double())
+        outputs: tuple[Tensor, ...] = module(*tensors)
     for index, output in enumerate(outputs):
         if output.dtype != torch.float64:
             raise RuntimeError(f"output {index} of the oracle is {output.dtype}, expected float64")
     return [output.numpy() for output in outputs]
 
 
-def evaluate_float64(module: nn.Module, x: Tensor) -> list[NDArray[np.float64]]:
-    """The oracle's outputs: `module` on x (B, …) float32, computed in float64 throughout.
+def evaluate_float64(module: nn.Module, rows: InputRows) -> list[NDArray[np.float64]]:
+    """The oracle's outputs: `module` on rows whose floats are float32, computed in float64 throughout.
 
     Raises:
         RuntimeError: some output came out in another dtype, so part of the module did not run in float64.
     """
-    return _evaluate(module, x, _WidenToFloat64())
+    return _evaluate(module, rows, _WidenToFloat64())
 
 
-def evaluate_with_rounding_noise(module: nn.Module, x: Tensor, seed: int) -> list[NDArray[np.float64]]:
+def evaluate_with_rounding_noise(module: nn.Module, rows: InputRows, seed: int) -> list[NDArray[np.float64]]:
     """The oracle's outputs, with noise of the size of float32's roundings added after every operation."""
-    return _evaluate(module, x, _RoundingNoise(seed))
+    return _evaluate(module, rows, _RoundingNoise(seed))
 
 
 @torch.no_grad()
 def evaluate_float32(
-    module: nn.Module, x: Tensor, planned: Sequence[NDArray[np.int64]]
+    module: nn.Module, rows: InputRows, planned: Sequence[NDArray[np.int64]]
 ) -> list[NDArray[np.float32]]:
-    """What torch itself answers: `module` on the planned batches of x (B, …) float32, one after another.
+    """What torch itself answers: `module` on the planned batches of rows, one after another.
 
     Returns:
         Each output over the concatenated batches.
     """
-    parts = [module(x[torch.from_numpy(rows)]) for rows in planned]
+    parts = [module(*rows[batch].tensors()) for batch in planned]
     return [torch.cat(columns).numpy() for columns in zip(*parts, strict=True)]

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from te_export.bundle.staged_graphs import StagedGraphs
-from te_export.capture.joint_graph import EXPERT_FEATURES, prediction_name, routing_weights_name
+from te_export.capture.joint_graph import EXPERT_FEATURES
 from te_export.errors import GateError, ParityError
 from te_export.partition import PREDICTION, ROUTING_WEIGHTS
 from te_export.pruning.prune_experts import Means, with_means
@@ -125,7 +125,7 @@ class _Judge:
             for group, start, stop in self._groups
         )
         ratios = [g.max_abs_error / g.torch_max_abs_error for g in groups if g.torch_max_abs_error > 0.0]
-        one_wide = self._oracle.shape[1] == 1
+        one_wide = self._oracle[0].size == 1
         return OutputParity(
             max_abs_error=max(worst.max_abs.values()),
             max_rel_error=worst.max_rel,
@@ -155,13 +155,17 @@ def verify_graphs(
         GateError: torch's own float32 outputs are not finite, so there is nothing to judge by.
     """
     judges = {
-        (name, output): _Judge(getattr(task, output), references, tolerance)
+        (name, output): _Judge(reference, references, tolerance)
         for name, task in references.tasks.items()
-        for output in (PREDICTION, ROUTING_WEIGHTS)
+        for output, reference in task.outputs.items()
     }
+    features = references.expert_features
     try:
         failures = _judge_all(
-            staged, references, judges, _Judge(references.expert_features, references, tolerance)
+            staged,
+            references,
+            judges,
+            None if features is None else _Judge(features, references, tolerance),
         )
     except BundleError as error:
         raise ParityError(f"onnxruntime cannot run a graph that was captured: {error}") from error
@@ -187,17 +191,14 @@ def verify_lower_precision(
     rounding = _HALF_OVER_FLOAT32 if precision == "fp16" else 0.0
     try:
         joint = run_graph(staged.root, staged.joint, references.rows.x)
-        trunk = run_graph(staged.root, staged.trunk, references.rows.x)
         judges = {
             (name, output): _Judge(
-                getattr(task, output), references, default, joint.outputs[f"{name}.{output}"], rounding
+                reference, references, default, joint.outputs[f"{name}.{output}"], rounding
             )
             for name, task in references.tasks.items()
-            for output in (PREDICTION, ROUTING_WEIGHTS)
+            for output, reference in task.outputs.items()
         }
-        features = _Judge(
-            references.expert_features, references, default, trunk.outputs[EXPERT_FEATURES], rounding
-        )
+        features = _lower_features(staged, references, rounding)
         failures = _judge_all(staged, references, judges, features)
     except BundleError as error:
         raise ParityError(f"onnxruntime cannot run a converted graph: {error}") from error
@@ -210,6 +211,15 @@ def verify_lower_precision(
             + "\n  ".join(_shown(failures))
         )
     return _parity(judges, references)
+
+
+def _lower_features(staged: StagedGraphs, references: References, rounding: float) -> _Judge | None:
+    """The judge of expert features, where there are any."""
+    if references.expert_features is None or staged.trunk is None:
+        return None
+    trunk = run_graph(staged.root, staged.trunk, references.rows.x)
+    found = trunk.outputs[EXPERT_FEATURES]
+    return _Judge(references.expert_features, references, Tolerance(), found, rounding)
 
 
 def verify_pruned(
@@ -226,6 +236,8 @@ def verify_pruned(
     Raises:
         ParityError: ONNX Runtime cannot run a graph, or the two ways differ.
     """
+    if staged.trunk is None:
+        return {}
     try:
         trunk = run_graph(staged.root, staged.trunk, references.rows.x)
         found = {
@@ -248,12 +260,11 @@ def _verify_pruned(
     staged: StagedGraphs, references: References, trunk: GraphRun, name: str, tail: GraphSpec, means: Means
 ) -> tuple[TaskParity, list[str]]:
     features = {EXPERT_FEATURES: with_means(trunk.outputs[EXPERT_FEATURES], means)}
-    expected = run_tail(staged.root, tail, replace(trunk, outputs=features))
+    expected = run_tail(staged.root, tail, replace(trunk, outputs=features), references.rows.x)
     run = run_graph(staged.root, staged.pruned[name], references.rows.x)
     parities: list[OutputParity] = []
     failures: list[str] = []
-    for output in (PREDICTION, ROUTING_WEIGHTS):
-        reference = getattr(references.tasks[name], output)
+    for output, reference in references.tasks[name].outputs.items():
         failures += _Judge(reference, references, Tolerance()).differences(run, expected, output)
         judge = _Judge(reference, references, Tolerance(), expected.outputs[output])
         failures += judge.judge(run, output)
@@ -264,20 +275,22 @@ def _verify_pruned(
 
 
 def _parity(judges: Mapping[tuple[str, str], _Judge], references: References) -> tuple[TaskParity, ...]:
-    return tuple(
-        TaskParity(name, judges[name, PREDICTION].parity(), judges[name, ROUTING_WEIGHTS].parity())
-        for name in references.tasks
-    )
+    found = []
+    for name in references.tasks:
+        weights = judges.get((name, ROUTING_WEIGHTS))
+        parity = None if weights is None else weights.parity()
+        found.append(TaskParity(name, judges[name, PREDICTION].parity(), parity))
+    return tuple(found)
 
 
 def _judge_all(
     staged: StagedGraphs,
     references: References,
     judges: Mapping[tuple[str, str], _Judge],
-    trunk_judge: _Judge,
+    trunk_judge: _Judge | None,
 ) -> list[str]:
-    trunk = run_graph(staged.root, staged.trunk, references.rows.x)
-    failures = trunk_judge.judge(trunk, EXPERT_FEATURES)
+    trunk = None if staged.trunk is None else run_graph(staged.root, staged.trunk, references.rows.x)
+    failures = [] if trunk_judge is None or trunk is None else trunk_judge.judge(trunk, EXPERT_FEATURES)
     for name, output, run, run_output in _runs(staged, references, trunk):
         failures += [f"task {name}: {failure}" for failure in judges[name, output].judge(run, run_output)]
         if output == ROUTING_WEIGHTS:
@@ -286,21 +299,26 @@ def _judge_all(
 
 
 def _runs(
-    staged: StagedGraphs, references: References, trunk: GraphRun
+    staged: StagedGraphs, references: References, trunk: GraphRun | None
 ) -> Iterator[tuple[str, str, GraphRun, str]]:
-    """Every (task, output, run, name of the output in the run), one graph open at a time."""
+    """Every (task, output, run, name of the output in the run), one graph open at a time.
+
+    Without a trunk a task's tail is its task graph.
+    """
     x = references.rows.x
     joint = run_graph(staged.root, staged.joint, x)
-    for name in references.tasks:
-        yield name, PREDICTION, joint, prediction_name(name)
-        yield name, ROUTING_WEIGHTS, joint, routing_weights_name(name)
-    for task in staged.tasks:
-        runs = [run_graph(staged.root, task.graph, x), run_tail(staged.root, task.tail, trunk)]
-        if task.standalone is not None:
-            runs.append(run_graph(staged.root, task.standalone, x))
+    for name, task in references.tasks.items():
+        for output in task.outputs:
+            yield name, output, joint, f"{name}.{output}"
+    for graphs in staged.tasks:
+        runs = [run_graph(staged.root, graphs.graph, x)]
+        if trunk is not None:
+            runs.append(run_tail(staged.root, graphs.tail, trunk, x))
+        if graphs.standalone is not None:
+            runs.append(run_graph(staged.root, graphs.standalone, x))
         for run in runs:
-            yield task.task, PREDICTION, run, PREDICTION
-            yield task.task, ROUTING_WEIGHTS, run, ROUTING_WEIGHTS
+            for output in references.tasks[graphs.task].outputs:
+                yield graphs.task, output, run, output
 
 
 def _check_sums(name: str, run: GraphRun, output: str) -> list[str]:

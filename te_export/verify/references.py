@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from te_export.capture.joint_graph import EXPERT_FEATURES, prediction_name, routing_weights_name
 from te_export.models.exportable import ExportableModel
+from te_export.partition import PREDICTION, ROUTING_WEIGHTS
 from te_export.verify.batches import plan_batches
 from te_export.verify.oracle import evaluate_float32, evaluate_float64, evaluate_with_rounding_noise
 from te_export.verify.probe_rows import ORDINARY, ProbeRows
@@ -42,10 +43,16 @@ class OutputReference:
 
 @dataclass(frozen=True)
 class TaskReference:
-    """prediction (N, out) and routing weights (N, K)."""
+    """prediction (N, …), and routing weights (N, K) of a task that has a gate."""
 
     prediction: OutputReference
-    routing_weights: OutputReference
+    routing_weights: OutputReference | None
+
+    @property
+    def outputs(self) -> dict[str, OutputReference]:
+        """By the name that the output has in the task's own graph."""
+        weights = {} if self.routing_weights is None else {ROUTING_WEIGHTS: self.routing_weights}
+        return {PREDICTION: self.prediction, **weights}
 
 
 @dataclass(frozen=True)
@@ -54,31 +61,31 @@ class References:
 
     Attributes:
         indices: (M,) probe row of each row of the concatenated batches; the first N are 0, 1, …, N - 1.
-        expert_features: (N, K, D), the trunk's output.
+        expert_features: (N, K, D), the trunk's output; None where the family has no such value.
         tasks: by task name, in the order of the export.
     """
 
     rows: ProbeRows
     indices: NDArray[np.int64]
-    expert_features: OutputReference
+    expert_features: OutputReference | None
     tasks: dict[str, TaskReference]
 
 
 def evaluate_references(model: ExportableModel, rows: ProbeRows) -> References:
     """Run the oracle, simulated rounding, and torch float32 over the rows."""
-    x = torch.from_numpy(rows.x)
     planned = plan_batches(len(rows))
-    oracle = evaluate_float64(model.module, x)
+    oracle = evaluate_float64(model.module, rows.x)
     noise = _draw_noise(model, rows, oracle)
-    single = evaluate_float32(model.module, x, planned)
-    outputs = [OutputReference(*columns) for columns in zip(oracle, single, noise, strict=True)]
+    single = evaluate_float32(model.module, rows.x, planned)
+    references = (OutputReference(*columns) for columns in zip(oracle, single, noise, strict=True))
+    outputs = dict(zip(model.output_names, references, strict=True))
     return References(
         rows=rows,
         indices=np.concatenate(planned),
-        expert_features=outputs[0],
+        expert_features=outputs.get(EXPERT_FEATURES),
         tasks={
-            name: TaskReference(prediction=outputs[1 + 2 * index], routing_weights=outputs[2 + 2 * index])
-            for index, name in enumerate(model.task_names)
+            name: TaskReference(outputs[prediction_name(name)], outputs.get(routing_weights_name(name)))
+            for name in model.task_names
         },
     )
 
@@ -94,22 +101,25 @@ def _draw_noise(
     """
     noise = [np.zeros_like(exact) for exact in oracle]
     ordinary = next(stop for name, _, stop in rows.groups if name == ORDINARY)
-    is_large = model.parameter_bytes > _LARGE_BYTES
+    is_large = model.row_cost_bytes > _LARGE_BYTES
     for seed in range(1, 1 + (_DRAWS_OF_LARGE_MODELS if is_large else _DRAWS_OFF_THE_ORDINARY)):
         start = 0 if seed <= _DRAWS else ordinary
-        noisy = evaluate_with_rounding_noise(model.module, torch.from_numpy(rows.x[start:]), seed)
+        noisy = evaluate_with_rounding_noise(model.module, rows.x[start:], seed)
         for largest, exact, found in zip(noise, oracle, noisy, strict=True):
             np.maximum(largest[start:], np.abs(found - exact[start:]), out=largest[start:])
     return noise
 
 
 def utilization(references: References) -> tuple[TaskUtilization, ...]:
-    """How far the rows exercised each task's routing, by the oracle."""
-    return tuple(_task_utilization(name, task, references.rows) for name, task in references.tasks.items())
+    """How far the rows exercised the routing of each task that has a gate, by the oracle."""
+    return tuple(
+        _task_utilization(name, task.routing_weights.oracle, references.rows)
+        for name, task in references.tasks.items()
+        if task.routing_weights is not None
+    )
 
 
-def _task_utilization(name: str, task: TaskReference, rows: ProbeRows) -> TaskUtilization:
-    weights = task.routing_weights.oracle
+def _task_utilization(name: str, weights: NDArray[np.float64], rows: ProbeRows) -> TaskUtilization:
     start, stop = next((start, stop) for group, start, stop in rows.groups if group == ORDINARY)
     wins = np.bincount(weights.argmax(axis=1), minlength=weights.shape[1])
     return TaskUtilization(

@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from te_export.capture.joint_graph import EXPERT_FEATURES, JointGraph, prediction_name, routing_weights_name
 from te_export.errors import StructureError
-from te_export.models.exportable import ExportableModel, TaskOutput
+from te_export.models.exportable import ExpertFeatures, ExportableModel, TaskOutput
 from te_export.partition import PREDICTION, ROUTING_WEIGHTS, GraphSet
 from te_export.verify.dependencies import Dependencies, Region, dependencies_of
 
@@ -40,7 +40,7 @@ class _Expected:
 
 
 def check_structure(graphs: GraphSet, model: ExportableModel, captured: JointGraph) -> None:
-    """Prove gate and fusion intact in every graph.
+    """Prove gate and fusion intact in every graph of a model with expert features.
 
     Args:
         graphs: as they will be written.
@@ -51,6 +51,7 @@ def check_structure(graphs: GraphSet, model: ExportableModel, captured: JointGra
     """
     trunk = model.trunk_parameters
     expected = _expected(captured, model, graphs.sources)
+    assert graphs.trunk is not None  # it gives the expert features
     _check_trunk(graphs.trunk.graph, model, expected)
     _check_softmax_count(graphs.joint.graph, expected=len(model.tasks))
     checked: set[ir.Value] = set()
@@ -96,8 +97,8 @@ def check_pruned_structure(
         raise StructureError(
             f"{graph.name}: {len(left)} parameters of experts that are gone are still read: {', '.join(left[:8])}"
         )
-    _check_shape(graph, prediction, (task.output_dim,))
-    _check_shape(graph, weights, (model.num_experts,))
+    _check_shape(graph, prediction, task.output_shape)
+    _check_shape(graph, weights, (_sizes(model).num_experts,))
     _check_gate(place, task, reached, weights)
     _check_softmax_count(graph, expected=1)
 
@@ -109,6 +110,11 @@ class _Place:
     graph: ir.Graph
     prediction: str
     routing_weights: str
+
+
+def _sizes(model: ExportableModel) -> ExpertFeatures:
+    assert model.expert_features is not None  # the caller chose this proof for it
+    return model.expert_features
 
 
 def _expected(
@@ -128,7 +134,7 @@ def _slot_parameters(captured: JointGraph, model: ExportableModel) -> tuple[froz
     features = _output(captured.model.graph, EXPERT_FEATURES)
     return tuple(
         frozenset(dependencies_of(features, _slot(expert)).parameters(captured.sources))
-        for expert in range(model.num_experts)
+        for expert in range(_sizes(model).num_experts)
     )
 
 
@@ -141,7 +147,7 @@ def _check_trunk(graph: ir.Graph, model: ExportableModel, expected: _Expected) -
     features = _output(graph, EXPERT_FEATURES)
     reached = dependencies_of(features)
     _check_reached(graph, reached, model.trunk_parameters, "the expert features", expected)
-    _check_shape(graph, features, (model.num_experts, model.expert_dim))
+    _check_shape(graph, features, (_sizes(model).num_experts, _sizes(model).expert_dim))
     _check_slots(graph, features, expected)
 
 
@@ -158,8 +164,8 @@ def _check_task(
     prediction, weights = _output(graph, place.prediction), _output(graph, place.routing_weights)
     reached = dependencies_of(prediction)
     _check_reached(graph, reached, parameters, f"the prediction of {task.name}", expected)
-    _check_shape(graph, prediction, (task.output_dim,))
-    _check_shape(graph, weights, (model.num_experts,))
+    _check_shape(graph, prediction, task.output_shape)
+    _check_shape(graph, weights, (_sizes(model).num_experts,))
     gate = _check_gate(place, task, reached, weights)
     for what, found, name in (
         ("prediction", reached, prediction_name(task.name)),
@@ -169,7 +175,7 @@ def _check_task(
     fusions = {node: features for node, features in _weighted_sums(gate, model) if node in reached.nodes}
     if len(fusions) != 1:
         raise StructureError(
-            f"{graph.name}: found {len(fusions)} fusions of {model.num_experts} experts on the way to the "
+            f"{graph.name}: found {len(fusions)} fusions of {_sizes(model).num_experts} experts on the way to the "
             f"prediction of {task.name}, "
             "expected exactly one"
         )
@@ -290,7 +296,7 @@ def _is_last_axis(softmax: ir.Node, weights: ir.Value) -> bool:
 
 def _weighted_sums(gates: ir.Value, model: ExportableModel) -> Iterable[tuple[ir.Node, ir.Value]]:
     """Nodes that end a sum over K of routing weights times expert features, with those features."""
-    shape = (model.num_experts, model.expert_dim)
+    shape = (_sizes(model).num_experts, _sizes(model).expert_dim)
     for node in _through_views(gates):
         for index, value in enumerate(node.inputs):
             if value is None or value.shape is None or tuple(value.shape)[1:] != shape:
