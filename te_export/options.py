@@ -43,6 +43,9 @@ class ExportOptions:
         max_accuracy_drop: percentage points that a task may lose in a variant, where there is data to tell.
         prune_experts: percentage points that a task may lose in a graph of its own without the experts it hardly
             uses, told from the data; None makes no such graphs.
+        model: `package.module:factory` whose module the checkpoint holds the weights of. It is imported, so its code
+            runs.
+        example_input: an .npz file of what that module's forward takes.
         opset: ONNX opset of every graph; None takes the newest that the installed onnxruntime runs.
         standalone: also write each task graph as one file with its weights inside.
         optimize: "exact" rewrites the graphs into cheaper ones of the same function; "none" writes them as
@@ -65,6 +68,8 @@ class ExportOptions:
     calibration_data: Path | None = None
     max_accuracy_drop: float = 0.5
     prune_experts: float | None = None
+    model: str | None = None
+    example_input: Path | None = None
     opset: int | None = None
     standalone: bool = False
     optimize: OptimizeLevel = "exact"

@@ -1,7 +1,7 @@
 """The whole export on one screen. Each stage is a function from dataclass to dataclass; read on in the
 modules they come from.
 
-    checkpoint → model → capture → rewrite → partition → rewrite → structure → references → (pruned graphs) →
+    checkpoint or module → model → capture → rewrite → partition → rewrite → structure → references → (pruned graphs) →
     staged files → parity → further precisions → manifest → published bundle
 
 Parity is checked on the staged files themselves, opened the way te_runtime opens them, after the torch
@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import gc
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from te_export.add_pruned import AddedPruned, add_pruned, pruned_entries
 from te_export.add_variants import AddedVariants, add_variants
@@ -27,8 +29,10 @@ from te_export.bundle.variant_writer import write_variant
 from te_export.capture.opset import choose_opset
 from te_export.capture.torch_capture import capture
 from te_export.checkpoint import read_checkpoint
+from te_export.errors import UsageError
+from te_export.load_model import load_model
 from te_export.models.exportable import ExportableModel
-from te_export.models.task_expert_checkpoint import load_task_expert
+from te_export.modules.example_inputs import Example
 from te_export.options import ExportOptions, ExportResult
 from te_export.partition import GraphSet, partition
 from te_export.precision.accuracy import evaluate_oracle
@@ -38,8 +42,10 @@ from te_export.progress import Progress, SilentProgress, Steps
 from te_export.report.markdown import REPORT_NAME, render_report
 from te_export.rewrite.log import RewriteLog
 from te_export.rewrite.rewrite import rewrite, rewrite_cut
+from te_export.verify.eager import check_eager
 from te_export.verify.parity import verify_graphs
 from te_export.verify.probe_rows import make_probe_rows
+from te_export.verify.reachability import check_reachability
 from te_export.verify.references import References, evaluate_references, utilization
 from te_export.verify.structure import check_structure
 from te_export.verify.tolerance import Tolerance
@@ -87,18 +93,24 @@ def default_output(checkpoint: Path) -> Path:
 
 
 def export(
-    checkpoint: str | Path,
+    checkpoint: str | Path | nn.Module,
     output: str | Path | None = None,
     options: ExportOptions | None = None,
     progress: Progress | None = None,
+    *,
+    example_inputs: Example | None = None,
+    task_names: Sequence[str] | None = None,
 ) -> ExportResult:
-    """Turn a checkpoint into a verified bundle.
+    """Turn a checkpoint or a module into a verified bundle.
 
     Args:
-        checkpoint: a .pt, .pth or .safetensors file.
+        checkpoint: a .pt, .pth, .safetensors or .pt2 file, or a torch module on the CPU, which stays as it is.
         output: the folder to make; None for `<checkpoint stem>-onnx` beside the checkpoint.
         options: what to export and how; None for the defaults.
         progress: told of each step; None for silence.
+        example_inputs: for a module, what its forward takes: a tensor or array (B, …), a dict from name to one, a
+            tuple of them, or an .npz file of them. B is at least 1; floats are taken as float32.
+        task_names: as in the options.
 
     Returns:
         Where the bundle is, and what its manifest says.
@@ -111,17 +123,20 @@ def export(
             is published.
     """
     options = options or ExportOptions()
+    if task_names is not None:
+        options = replace(
+            options, task_names=task_names if isinstance(task_names, str) else tuple(task_names)
+        )
     tolerance = Tolerance(options.atol, options.rtol)
-    source = Path(checkpoint)
-    _require_file(source)
-    target = _named(Path(output) if output is not None else default_output(source))
+    source = checkpoint if isinstance(checkpoint, nn.Module) else Path(checkpoint)
+    target = _target(source, output)
     steps = Steps(progress or SilentProgress())
     check_target(target, force=options.force)
     opset = choose_opset(options.opset)
     notes = [f"{path} was left by an export; remove it if none is running" for path in leftovers(target)]
     with StagedBundle(target, force=options.force) as staged:
         with torch.inference_mode(False), torch.enable_grad():  # whatever the caller's own mode is
-            written = _write_graphs(source, options, opset, staged, steps)
+            written = _write_graphs(source, options, opset, staged, steps, example_inputs)
         gc.collect()  # torch's graphs hold the weights in reference cycles
         with steps.step("verify") as step:
             parity = verify_graphs(written.graphs, written.references, tolerance)
@@ -163,6 +178,15 @@ def _named(target: Path) -> Path:
     return target.resolve() if target.name in ("", "..") else target
 
 
+def _target(source: Path | nn.Module, output: str | Path | None) -> Path:
+    if isinstance(source, nn.Module):
+        if output is None:
+            raise UsageError("output: a module has no file to put the bundle beside; name the folder to make")
+        return _named(Path(output))
+    _require_file(source)
+    return _named(Path(output) if output is not None else default_output(source))
+
+
 def _require_file(source: Path) -> None:
     """Say what is wrong with the path before anything is said of the output folder."""
     if not os.path.isfile(source):  # noqa: PTH113 - unlike Path.is_file, it raises for no name whatever
@@ -170,10 +194,16 @@ def _require_file(source: Path) -> None:
 
 
 def _write_graphs(
-    source: Path, options: ExportOptions, opset: int, staged: StagedBundle, steps: Steps
+    source: Path | nn.Module,
+    options: ExportOptions,
+    opset: int,
+    staged: StagedBundle,
+    steps: Steps,
+    example: Example | None,
 ) -> _Written:
     with steps.step("read") as step:
-        model, sha256 = _load(source, options)
+        loaded = load_model(source, options, example)
+        model = loaded.model
         data = _read_data(model, options)
         step.detail = _told(model)
     with steps.step("capture") as step:
@@ -190,12 +220,14 @@ def _write_graphs(
             provider=options.provider,
             level=options.optimize,
         )
-        check_structure(graphs, model, captured)
-        step.detail = (
-            f"{2 + 2 * len(graphs.tasks)} graphs (joint, trunk, task, tail), gates and fusion intact in each"
-        )
-    with steps.step("reference") as step, reference_threads(model.parameter_bytes):
+        prove = check_reachability if model.expert_features is None else check_structure
+        prove(graphs, model, captured)
+        kinds = "joint, task" if graphs.trunk is None else "joint, trunk, task, tail"
+        step.detail = f"{len(graphs.models)} graphs ({kinds}), nothing lost in any"
+    with steps.step("reference") as step, reference_threads(model.row_cost_bytes):
         references = evaluate_references(model, make_probe_rows(model))
+        if model.eager is not None:
+            check_eager(model, references)
         evaluation = probe_evaluation(references) if data is None else _evaluate(model, data, options)
         step.detail = f"{len(references.rows)} rows through torch in float64 and float32"
     pruned = AddedPruned()
@@ -211,7 +243,7 @@ def _write_graphs(
             f"{len(staged.files)} files, {sum(entry.size_bytes for entry in staged.files) / 1e6:.1f} MB"
         )
     return _Written(
-        info=model_info(model, sha256),
+        info=model_info(model, loaded.sha256),
         notes=(*model.notes, *pruned.notes),
         graphs=files,
         references=references,
@@ -283,8 +315,3 @@ def _write_manifest(
     data = serialize_manifest(manifest)
     staged.write(MANIFEST_NAME, [data])
     return parse_manifest(data, MANIFEST_NAME)
-
-
-def _load(source: Path, options: ExportOptions) -> tuple[ExportableModel, str]:
-    checkpoint = read_checkpoint(source, trust_pickle=options.trust_pickle)
-    return load_task_expert(checkpoint, task_names=options.task_names, tasks=options.tasks), checkpoint.sha256

@@ -17,7 +17,9 @@ __all__ = ["BATCH", "tidy"]
 BATCH = "batch"
 
 
-def tidy(model: ir.Model, *, parameter_prefix: str, outputs: Sequence[str], opset: int) -> ir.Model:
+def tidy(
+    model: ir.Model, *, parameter_prefix: str, inputs: Sequence[str], outputs: Sequence[str], opset: int
+) -> ir.Model:
     """Clean a freshly captured model in place and return it.
 
     Constants are folded, repeated sub-expressions merged and the opset converted while the weights are out
@@ -26,13 +28,14 @@ def tidy(model: ir.Model, *, parameter_prefix: str, outputs: Sequence[str], opse
 
     Args:
         parameter_prefix: what the capture put before every parameter name.
-        outputs: names for the graph's outputs, by position.
+        inputs, outputs: names for the graph's inputs and outputs, by position.
         opset: the opset to convert to.
 
     Raises:
         CaptureError: the opset cannot be reached; the batch axis of an input or output is not symbolic, or
             is not the same for all.
     """
+    _name_inputs(model.graph, inputs)
     weights = _hide_weights(model.graph)
     optimizer.optimize(model)
     _convert(model, opset)
@@ -90,6 +93,19 @@ def _show_weights(graph: ir.Graph, weights: Mapping[str, ir.TensorProtocol], pre
         value.name = value.name.removeprefix(prefix)
         value.const_value = tensor
         graph.register_initializer(value)
+
+
+def _name_inputs(graph: ir.Graph, names: Sequence[str]) -> None:
+    if len(graph.inputs) != len(names):
+        raise CaptureError(
+            f"the capture has {len(graph.inputs)} inputs, expected {len(names)}: {', '.join(names[:6])}, …"
+        )
+    taken = set(names)
+    for value in (output for node in graph for output in node.outputs):
+        if value.name in taken:
+            value.name = f"{value.name}.value"
+    for value, name in zip(graph.inputs, names, strict=True):
+        value.name = name
 
 
 def _name_outputs(graph: ir.Graph, names: Sequence[str]) -> None:

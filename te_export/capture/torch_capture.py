@@ -34,9 +34,13 @@ def capture(model: ExportableModel, opset: int) -> JointGraph:
     """
     with quiet_torch():
         captured = tidy(
-            _export(model), parameter_prefix=model.parameter_prefix, outputs=model.output_names, opset=opset
+            _export(model),
+            parameter_prefix=model.parameter_prefix,
+            inputs=[spec.name for spec in model.inputs],
+            outputs=model.output_names,
+            opset=opset,
         )
-    return JointGraph(model=captured, tasks=model.task_names, opset=opset)
+    return JointGraph(model=captured, tasks=model.task_names, opset=opset, sources=dict(model.sources))
 
 
 def _export(model: ExportableModel) -> ir.Model:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from torch.export import ExportedProgram
 from te_export.capture.joint_graph import EXPERT_FEATURES, prediction_name, routing_weights_name
 from te_export.models.input_rows import InputRows
 from te_runtime.manifest import DType
+
+if TYPE_CHECKING:
+    from te_export.modules.all_tasks import AllTasks
 
 __all__ = ["ExpertFeatures", "ExportableModel", "ModelInput", "TaskOutput"]
 
@@ -87,8 +91,10 @@ class ExportableModel:
         unused_parameters: in the checkpoint, and read by no task of this export.
         program: the module as torch.export gives it, where it was traced already.
         multiply_adds: of one row, where that is more than one for each parameter, as in convolutions; else 0.
-        needed: for modules of other people: by output name, the parameters that the traced program has it
-            depend on.
+        parameter_sizes: elements of each parameter.
+        needed: of a traced module: by output name, the parameters that the program has it depend on.
+        sources: of a traced module: for parameters that are some rows of another, that other.
+        eager: the module that was traced, as torch runs it untraced.
     """
 
     family: str
@@ -103,7 +109,10 @@ class ExportableModel:
     parameter_prefix: str = "model."
     program: ExportedProgram | None = None
     multiply_adds: int = 0
-    needed: dict[str, frozenset[str]] = field(default_factory=dict)
+    parameter_sizes: Mapping[str, int] = field(default_factory=dict)
+    needed: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    eager: AllTasks | None = None
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -138,8 +147,7 @@ class ExportableModel:
 
     def bytes_of(self, names: Collection[str]) -> int:
         """Bytes of the named parameters in float32."""
-        state = self.module.state_dict()
-        return sum(state[f"{self.parameter_prefix}{name}"].numel() * 4 for name in names)
+        return sum(4 * self.parameter_sizes[name] for name in names)
 
     def example_rows(self, rows: int) -> tuple[Tensor, ...]:
         """(rows, …) for every input, for tracing: the first examples, or zeros."""

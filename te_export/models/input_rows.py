@@ -40,8 +40,10 @@ class InputRows:
         return {name: self.arrays[name] for name in names}
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """What the module's forward takes, sharing the memory of the arrays."""
-        return tuple(torch.from_numpy(array) for array in self.arrays.values())
+        """What the module's forward takes, sharing the memory of arrays that may be written to."""
+        return tuple(
+            torch.from_numpy(np.require(array, requirements=["C", "W"])) for array in self.arrays.values()
+        )
 
     @property
     def has_floats(self) -> bool:

@@ -240,6 +240,7 @@ def _exportable(
         tasks=tasks,
         expert_features=ExpertFeatures(config.num_experts, config.expert_dim),
         trunk_parameters=trunk,
+        parameter_sizes={name: state[name].numel() for name in used},
         unused_parameters=unused,
         notes=notes,
     )

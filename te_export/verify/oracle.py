@@ -6,7 +6,8 @@ one call, so memory grows by one layer's weights and not by the model's. Widenin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,13 @@ from torch.utils import _pytree as pytree
 
 from te_export.models.input_rows import InputRows
 
-__all__ = ["UNIT_ROUNDOFF", "evaluate_float32", "evaluate_float64", "evaluate_with_rounding_noise"]
+__all__ = [
+    "UNIT_ROUNDOFF",
+    "evaluate_float32",
+    "evaluate_float64",
+    "evaluate_with_rounding_noise",
+    "in_float64",
+]
 
 UNIT_ROUNDOFF = 2.0**-24
 """Half a unit in the last place of float32: the largest relative error of one correctly rounded operation."""
@@ -27,6 +34,8 @@ _EXACT: frozenset[Callable[..., Any]] = frozenset(
     [torch.relu, nn.functional.relu, torch.stack, torch.cat, Tensor.flatten, Tensor.reshape, Tensor.unsqueeze]
 )
 """Functions that only move or drop values round nothing."""
+_CASTS: frozenset[Callable[..., Any]] = frozenset([torch.ops.aten._to_copy.default, torch.ops.aten.to.dtype])
+"""Where a module asks for float32 itself, the oracle stays in float64."""
 
 
 class _WidenToFloat64(TorchFunctionMode):
@@ -41,7 +50,7 @@ class _WidenToFloat64(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         tensors = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        if {torch.float32, torch.float64} <= {tensor.dtype for tensor in tensors}:
+        if {torch.float32, torch.float64} <= {tensor.dtype for tensor in tensors} or func in _CASTS:
             args, kwargs = pytree.tree_map(_widen, (args, kwargs))
         return self.finish(func, args, func(*args, **kwargs))
 
@@ -77,12 +86,26 @@ class _RoundingNoise(_WidenToFloat64):
 
 
 def _widen(value: object) -> object:
-    return value.double() if isinstance(value, Tensor) and value.dtype == torch.float32 else value
+    if isinstance(value, Tensor):
+        return _wide(value)
+    return torch.float64 if value is torch.float32 else value
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.dtype == torch.float32 else tensor
+
+
+@contextmanager
+def in_float64(rows: InputRows) -> Iterator[tuple[Tensor, ...]]:
+    """While open, torch computes with rows, given as tensors of float64, in float64."""
+    tensors = tuple(_wide(tensor) for tensor in rows.tensors())
+    with _WidenToFloat64():
+        yield tensors
 
 
 @torch.no_grad()
 def _evaluate(module: nn.Module, rows: InputRows, mode: _WidenToFloat64) -> list[NDArray[np.float64]]:
-    tensors = [_widen(tensor) for tensor in rows.tensors()]
+    tensors = [_wide(tensor) for tensor in rows.tensors()]
     with mode:
         outputs: tuple[Tensor, ...] = module(*tensors)
     for index, output in enumerate(outputs):

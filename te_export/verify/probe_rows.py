@@ -21,7 +21,7 @@ from te_export.errors import GateError
 from te_export.models.exportable import ExportableModel, ModelInput
 from te_export.models.input_rows import InputRows, join_rows
 
-__all__ = ["ORDINARY", "ProbeRows", "make_probe_rows"]
+__all__ = ["ORDINARY", "ProbeRows", "draw_rows", "make_probe_rows"]
 
 ORDINARY = "ordinary"
 _SEED = 20_240_229
@@ -87,7 +87,12 @@ def _ordinary(model: ExportableModel, rng: np.random.Generator, rows: int) -> In
     """Floats half standard normal (standardized tables), half uniform in 0..1 (images); of a model that came with
     rows, half of the uniform ones are of those.
     """
-    return InputRows({spec.name: _ordinary_values(spec, rng, rows) for spec in model.inputs})
+    return draw_rows(model.inputs, rng, rows)
+
+
+def draw_rows(inputs: Sequence[ModelInput], rng: np.random.Generator, rows: int) -> InputRows:
+    """Ordinary rows for some inputs."""
+    return InputRows({spec.name: _ordinary_values(spec, rng, rows) for spec in inputs})
 
 
 def _ordinary_values(spec: ModelInput, rng: np.random.Generator, rows: int) -> NDArray[np.generic]:

@@ -1,0 +1,106 @@
+"""What is exported: a checkpoint of a known family, a checkpoint with the code of its module, a .pt2 file, or a module."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from te_export.checkpoint import read_checkpoint
+from te_export.errors import UsageError
+from te_export.models.exportable import ExportableModel
+from te_export.models.task_expert_checkpoint import load_task_expert
+from te_export.modules.example_inputs import Example
+from te_export.modules.exportable_module import make_exportable
+from te_export.modules.module_source import build_module, load_weights, read_pt2
+from te_export.options import ExportOptions
+
+__all__ = ["LoadedModel", "load_model"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model to export.
+
+    Attributes:
+        sha256: of the checkpoint; of the parameters and buffers, by name, where there is no file.
+    """
+
+    model: ExportableModel
+    sha256: str
+
+
+def load_model(source: Path | nn.Module, options: ExportOptions, example: Example | None) -> LoadedModel:
+    """Load what is to be exported.
+
+    Args:
+        example: inputs that a module accepts; None where the checkpoint's family says what it reads.
+
+    Raises:
+        UsageError: what is given does not go together.
+        CheckpointError: the file cannot be read, or holds nothing that can be exported.
+        CaptureError: the module cannot be traced.
+    """
+    given = options.example_input if example is None else example
+    if isinstance(source, nn.Module):
+        _refuse_factory(options, "a module")
+        return LoadedModel(_exportable(source, given, options), _state_sha256(source))
+    if options.model is not None:
+        checkpoint = read_checkpoint(source, trust_pickle=options.trust_pickle)
+        module = build_module(options.model)
+        load_weights(module, checkpoint, options.model)
+        notes = checkpoint.notes
+        model = _exportable(module, given, options, notes=notes, config={"model": options.model})
+        return LoadedModel(model, checkpoint.sha256)
+    if source.suffix == ".pt2":
+        module, own_example, sha256 = read_pt2(source, trust_pickle=options.trust_pickle)
+        return LoadedModel(_exportable(module, given if given is not None else own_example, options), sha256)
+    if given is not None:
+        raise UsageError(
+            "example inputs are for a module's code: add --model package.module:factory, or leave --example-input out"
+        )
+    checkpoint = read_checkpoint(source, trust_pickle=options.trust_pickle)
+    model = load_task_expert(checkpoint, task_names=options.task_names, tasks=options.tasks)
+    return LoadedModel(model, checkpoint.sha256)
+
+
+def _exportable(
+    module: nn.Module,
+    example: Example | None,
+    options: ExportOptions,
+    *,
+    notes: tuple[str, ...] = (),
+    config: Mapping[str, str] | None = None,
+) -> ExportableModel:
+    if example is None:
+        raise UsageError(
+            "a module needs example inputs: what its forward takes, some rows of it. Pass --example-input F.npz (in Python "
+            "example_inputs=x, or a dict from name to array)"
+        )
+    if options.prune_experts is not None:
+        raise UsageError("--prune-experts knows the experts of TaskExpert checkpoints alone: leave it out")
+    return make_exportable(
+        module, example, task_names=options.task_names, tasks=options.tasks, notes=notes, config=config
+    )
+
+
+def _refuse_factory(options: ExportOptions, what: str) -> None:
+    if options.model is not None:
+        raise UsageError(
+            f"model={options.model!r} is for checkpoint files, and {what} was given: leave it out"
+        )
+
+
+def _state_sha256(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        array = tensor.detach().cpu()
+        digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
+        flat = array.contiguous().reshape(-1)
+        digest.update(memoryview(np.asarray(flat.view(torch.uint8) if flat.numel() else flat.numpy())))
+    return digest.hexdigest()

@@ -1,0 +1,106 @@
+"""All tasks of a module behind one forward, whatever form its own has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from te_export.errors import UsageError
+from te_export.modules.example_inputs import ExampleInputs
+from te_export.modules.forward_form import ForwardForm
+
+__all__ = ["PARAMETER_PREFIX", "AllTasks", "evaluating"]
+
+PARAMETER_PREFIX = "module."
+
+
+class AllTasks(nn.Module):
+    """forward: one tensor per input → for each task its prediction (B, …), of at least two axes."""
+
+    def __init__(self, module: nn.Module, example: ExampleInputs, form: ForwardForm) -> None:
+        super().__init__()
+        self.module = module
+        self._example = example
+        self._form = form
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self._with_columns(answer) for answer in self._answers(inputs))
+
+    def _answers(self, inputs: tuple[Tensor, ...]) -> Iterator[Tensor]:
+        kind, keys = self._form.kind, self._form.keys
+        if kind in ("task id", "task name"):
+            for key in keys:
+                yield self._prediction(self._call(inputs, key))
+            return
+        answer = self._call(inputs, None)
+        for key in keys:
+            if kind == "mapping":
+                assert isinstance(answer, Mapping)  # it was when the form was found
+                yield answer[key]
+            elif kind == "sequence":
+                assert isinstance(answer, tuple | list)
+                assert isinstance(key, int)
+                yield answer[key]
+            elif kind == "columns":
+                assert isinstance(key, int)
+                yield self._prediction(answer)[:, key : key + 1]
+            else:
+                yield self._prediction(answer)
+
+    def _call(self, inputs: tuple[Tensor, ...], task: object) -> object:
+        positional, keywords = self._example.arguments(inputs)
+        if task is None:
+            return self.module(*positional, **keywords)
+        if self._example.style == "keywords":
+            keywords = {**keywords, **self._task_keyword(task)}
+            return self.module(**keywords)
+        return self.module(*positional, task)
+
+    def _task_keyword(self, task: object) -> dict[str, object]:
+        import inspect
+
+        parameters = inspect.signature(self.module.forward).parameters
+        return {next(name for name in parameters if name not in self._example.names): task}
+
+    @staticmethod
+    def _prediction(answer: object) -> Tensor:
+        """The tensor, or the first of (tensor, aux)."""
+        tensor = answer[0] if isinstance(answer, tuple | list) else answer
+        assert isinstance(tensor, Tensor)  # it was when the form was found
+        return tensor
+
+    @staticmethod
+    def _with_columns(answer: Tensor) -> Tensor:
+        return answer.unsqueeze(1) if answer.ndim == 1 else answer
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[list[str]]:
+    """The module in eval mode, and as it was afterwards; gives notes on what that changed.
+
+    Raises:
+        UsageError: it is not on the CPU, or not in float32.
+    """
+    _check_tensors(module)
+    before = [(part, part.training) for part in module.modules()]
+    notes = []
+    if any(training for _, training in before):
+        notes.append("the module was in training mode; it was exported in eval mode")
+    module.eval()
+    try:
+        with torch.inference_mode(False):
+            yield notes
+    finally:
+        for part, training in before:
+            part.training = training
+
+
+def _check_tensors(module: nn.Module) -> None:
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.device.type != "cpu":
+            raise UsageError(f"{name} is on {tensor.device}, expected the CPU: pass module.cpu()")
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise UsageError(f"{name} is {tensor.dtype}, expected float32: pass module.float()")

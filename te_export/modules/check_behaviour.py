@@ -1,0 +1,128 @@
+"""What a module must not do: change itself, answer otherwise the second time, or let rows of a batch see each other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from te_export.errors import CaptureError
+from te_export.models.input_rows import InputRows
+from te_export.modules.all_tasks import AllTasks
+from te_export.modules.blame import line_of_attribute, line_of_node
+from te_export.modules.trace import Traced, batch_axis
+from te_export.modules.traced_module import record_values
+
+__all__ = ["check_rows_apart", "check_stays_as_it_is"]
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_TOLERANCE = 1e-9
+
+
+def check_stays_as_it_is(module: AllTasks, rows: InputRows) -> None:
+    """Ask the module twice.
+
+    Raises:
+        CaptureError: a parameter, buffer or plain attribute changed, or the second answer is another.
+    """
+    before, versions = _attributes(module.module), _versions(module.module)
+    with torch.no_grad():
+        first = [answer.clone() for answer in module(*rows.tensors())]
+        _refuse_changes(module.module, before, versions)
+        second = module(*rows.tensors())
+    for one, other in zip(first, second, strict=True):
+        if not torch.equal(one.nan_to_num(), other.nan_to_num()):
+            raise CaptureError(
+                f"{type(module.module).__name__} answers the same rows otherwise the second time: it draws random numbers, "
+                "or keeps something from call to call. In eval mode its answer must follow from its input alone"
+            )
+
+
+def check_rows_apart(traced: Traced, rows: InputRows) -> None:
+    """Compare what every operator gives for one row among different others.
+
+    Args:
+        rows: an even number, of which both halves begin with the same row.
+
+    Raises:
+        CaptureError: a row's value depends on the other rows, naming the line.
+    """
+    half = len(rows) // 2
+    one, other = record_values(traced, rows[:half]), record_values(traced, rows[half:])
+    for node in traced.graph.nodes:
+        if node.op != "call_function":
+            continue
+        found, expected = _first_row(node, one), _first_row(node, other)
+        if found is None or expected is None or _same(found, expected):
+            continue
+        where = line_of_node(node)
+        raise CaptureError(
+            f"an answer depends on the other rows of its batch: {node.target}{f' ({where})' if where else ''} gives a row "
+            "another value when the rest of the batch is another. Compute means, norms and maxima over the axes of a row "
+            "(dim=1 and on), or put what was taken over the batch into a buffer while training"
+        )
+
+
+def _first_row(node: Node, values: Mapping[Node, Any]) -> Tensor | None:
+    value = values.get(node)
+    if not isinstance(value, Tensor) or not value.numel():
+        return None
+    axis = batch_axis(node)
+    return value if axis is None else value.select(axis, 0)
+
+
+def _same(found: Tensor, expected: Tensor) -> bool:
+    if not found.is_floating_point():
+        return torch.equal(found, expected)
+    one, other = found.nan_to_num(), expected.nan_to_num()
+    return float((one - other).abs().max()) <= _TOLERANCE * max(float(one.abs().max()), 1e-300)
+
+
+def _attributes(module: nn.Module) -> dict[tuple[str, str], object]:
+    """Plain attributes of every part of the module: numbers, text, and lists or dicts of them."""
+    return {
+        (path, name): copy.deepcopy(value)
+        for path, part in module.named_modules()
+        for name, value in vars(part).items()
+        if not name.startswith("_") and name != "training" and _is_plain(value)
+    }
+
+
+def _is_plain(value: object, depth: int = 0) -> bool:
+    if isinstance(value, _PLAIN):
+        return True
+    if depth > 3 or not isinstance(value, list | tuple | set | dict):
+        return False
+    parts = list(value.values()) if isinstance(value, dict) else list(value)
+    return all(_is_plain(part, depth + 1) for part in parts)
+
+
+def _versions(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """What tells that a tensor was written to, or replaced."""
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    return {name: (tensor._version, tensor.data_ptr()) for name, tensor in tensors}
+
+
+def _refuse_changes(
+    module: nn.Module, before: Mapping[tuple[str, str], object], versions: Mapping[str, tuple[int, int]]
+) -> None:
+    changed = [name for name, version in _versions(module).items() if versions.get(name) != version]
+    parts = dict(module.named_modules())
+    after = _attributes(module)
+    attributes = [key for key in before if key not in after or after[key] != before[key]]
+    if changed:
+        path, _, name = changed[0].rpartition(".")
+        what, where = changed[0], line_of_attribute(parts[path], name)
+    elif attributes:
+        path, name = attributes[0]
+        what, where = f"{path}.{name}".lstrip("."), line_of_attribute(parts[path], name)
+    else:
+        return
+    raise CaptureError(
+        f"the module changes itself: {what} is written to in forward{f' ({where})' if where else ''}. Have forward do so in "
+        "training mode alone (if self.training), or return the new value"
+    )

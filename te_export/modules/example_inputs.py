@@ -1,0 +1,159 @@
+"""Rows that a module is known to accept, and how its forward takes them."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from te_export.errors import UsageError
+from te_export.models.input_rows import InputRows
+from te_runtime.errors import InputError
+from te_runtime.manifest import DType
+from te_runtime.npz import read_npz
+
+__all__ = ["Example", "ExampleInputs", "input_dtype", "read_example_inputs"]
+
+Array = Tensor | NDArray[np.generic]
+Example = Array | Mapping[str, Array] | Sequence[Array] | str | os.PathLike[str]
+"""One tensor, a dict of named ones, several in the order of forward's parameters, or an .npz file of them: of one array
+for forward(x), whatever its name."""
+
+_LARGEST_BYTES = 2**32
+_DTYPES = frozenset({"float32", "int64", "int32", "bool"})
+
+
+@dataclass(frozen=True)
+class ExampleInputs:
+    """Example rows.
+
+    Attributes:
+        style: `positional`: forward(a, b); `mapping`: forward({"a": a, "b": b}); `keywords`: forward(a=a, b=b).
+        rows: floats as float32, whole numbers as int64 or int32, and bools.
+        leading: how many parameters of forward the inputs take.
+        notes: what was cast.
+    """
+
+    style: Literal["positional", "mapping", "keywords"]
+    rows: InputRows
+    notes: tuple[str, ...]
+
+    @property
+    def leading(self) -> int:
+        return 1 if self.style == "mapping" else len(self.rows.arrays)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.rows.arrays)
+
+    def arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple[object, ...], dict[str, object]]:
+        """The positional and the keyword arguments of forward for one tensor per input."""
+        if self.style == "positional":
+            return tuple(tensors), {}
+        named = dict(zip(self.names, tensors, strict=True))
+        return ((named,), {}) if self.style == "mapping" else ((), dict(named))
+
+
+def read_example_inputs(example: Example, module: nn.Module) -> ExampleInputs:
+    """Take example inputs in whatever form they came.
+
+    Raises:
+        UsageError: an input is no array of numbers, has no rows or another number of rows than the others, or the
+            file cannot be read.
+    """
+    parameters = _forward_parameters(module)
+    if isinstance(example, str | os.PathLike):
+        arrays = _read_file(Path(example))
+        example = next(iter(arrays.values())) if len(arrays) == 1 else arrays
+    if isinstance(example, Mapping):
+        given = {str(name): array for name, array in example.items()}
+        if len(given) == 1 and len(parameters) == 1 and list(given) == parameters:
+            style: Literal["positional", "mapping", "keywords"] = "positional"
+        else:
+            style = "keywords" if given and set(given) <= set(parameters) else "mapping"
+    else:
+        several = [example] if isinstance(example, Tensor | np.ndarray) else list(example)
+        names = [
+            *parameters[: len(several)],
+            *(f"input_{index}" for index in range(len(parameters), len(several))),
+        ]
+        given, style = dict(zip(names, several, strict=True)), "positional"
+    return _checked(given, style)
+
+
+def input_dtype(array: NDArray[np.generic]) -> DType:
+    """The dtype of an input as the manifest names it."""
+    name = array.dtype.name
+    assert name in get_args(DType)  # _plain casts to those in _DTYPES
+    return name  # type: ignore[return-value]
+
+
+def _forward_parameters(module: nn.Module) -> list[str]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [
+        name for name, found in inspect.signature(module.forward).parameters.items() if found.kind in kinds
+    ]
+
+
+def _read_file(path: Path) -> dict[str, NDArray[np.generic]]:
+    fix = "Write it with numpy.savez(file, name=rows, …), an array for each input of the module's forward."
+    if not os.path.isfile(path):  # noqa: PTH113 - unlike Path.is_file, it raises for no name whatever
+        raise UsageError(f"{path}: no such file, expected an .npz file of example inputs. {fix}")
+    try:
+        return read_npz(path, limit_bytes=_LARGEST_BYTES)
+    except InputError as error:
+        raise UsageError(f"{str(error).rstrip('.')}. {fix}") from error
+
+
+def _checked(
+    given: Mapping[str, Array], style: Literal["positional", "mapping", "keywords"]
+) -> ExampleInputs:
+    if not given:
+        raise UsageError(
+            "example inputs: got none, expected at least one array: what the module's forward takes"
+        )
+    notes: list[str] = []
+    arrays = {name: _plain(name, array, notes) for name, array in given.items()}
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) != 1:
+        found = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise UsageError(
+            f"example inputs have different numbers of rows ({found:.300}): the first axis of every input must be the "
+            "batch"
+        )
+    if not next(iter(lengths.values())):
+        raise UsageError("example inputs have no rows: pass at least one")
+    return ExampleInputs(style, InputRows(arrays), tuple(notes))
+
+
+def _plain(name: str, array: object, notes: list[str]) -> NDArray[np.generic]:
+    if isinstance(array, Tensor):
+        found = array.detach().cpu()
+        values = found.float().numpy() if found.dtype == torch.bfloat16 else found.numpy()
+    elif isinstance(array, np.ndarray):
+        values = array
+    else:
+        raise UsageError(
+            f"example input {name!r}: got {type(array).__qualname__}, expected a tensor or a numpy array: pass "
+            "torch.as_tensor(value)"
+        )
+    if values.ndim == 0:
+        raise UsageError(f"example input {name!r}: has no axes, expected the batch axis first")
+    if values.dtype.kind not in "fiub":
+        raise UsageError(f"example input {name!r}: got {values.dtype}, expected numbers or bools")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise UsageError(f"example input {name!r}: holds NaN or infinity; pass rows that the module answers")
+    if values.dtype.name not in _DTYPES:
+        target = np.dtype(np.float32 if values.dtype.kind == "f" else np.int64)
+        if values.dtype.name != "float64":
+            notes.append(f"input {name!r} is taken as {target.name}; the example is {values.dtype.name}")
+        values = values.astype(target)
+    return np.array(values, order="C")

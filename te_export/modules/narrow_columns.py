@@ -1,0 +1,257 @@
+"""A task that is one column of a fused output depends on what makes that column, and on no more.
+
+Columns are pulled back through the operators that made them:
+
+    slice(cat(y_0, y_1, …), t)                    y_t
+    slice(f(y), t), f elementwise                 f(slice(y, t))
+    slice(linear(x, W, b), t)                     linear(x, W[t], b[t])
+    slice(squeeze / unsqueeze / stack …, t)       the same of the slice
+
+until nothing above can be narrowed: there the slice stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
+from torch.fx import Node
+
+from te_export.modules.trace import Traced
+
+__all__ = ["Narrowed", "narrow_columns"]
+
+_aten = torch.ops.aten
+_ELEMENTWISE = frozenset(
+    {
+        _aten.relu.default, _aten.sigmoid.default, _aten.tanh.default, _aten.exp.default, _aten.softplus.default,
+        _aten.gelu.default, _aten.silu.default, _aten.leaky_relu.default, _aten.elu.default, _aten.neg.default,
+        _aten.clone.default, _aten.abs.default, _aten.sqrt.default, _aten.log.default, _aten.clamp.default,
+        _aten.hardtanh.default, _aten.dropout.default, _aten.alias.default, _aten.log1p.default,
+        _aten.pow.Tensor_Scalar, _aten._to_copy.default, _aten.logit.default,
+    }
+)  # fmt: skip
+_BROADCAST = frozenset(
+    {_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor, _aten.rsub.Scalar, _aten.maximum.default,
+     _aten.minimum.default}
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """What was pulled apart.
+
+    Attributes:
+        slices: how many slices no longer read what they were cut from.
+        sources: by the name of a parameter that is some rows of another, that other.
+    """
+
+    slices: int
+    sources: dict[str, str]
+
+
+def narrow_columns(traced: Traced) -> Narrowed:
+    """Narrow every slice of columns that an output is, in place, and the program's state with it."""
+    work = _Narrowing(traced)
+    done = 0
+    for node in traced.outputs():
+        if node.op == "call_function" and node.target is _aten.slice.Tensor:
+            source, axis, start, end = _slice_of(node)
+            if axis is None or not isinstance(source, Node) or axis == 0:
+                continue
+            with traced.graph.inserting_before(node):
+                narrowed = work.narrow(source, axis, start, end)
+            if narrowed is not None:
+                node.replace_all_uses_with(narrowed)
+                done += 1
+    traced.graph.eliminate_dead_code()
+    traced.graph.lint()
+    traced.program.graph_module.recompile()
+    return Narrowed(done, work.sources)
+
+
+def _shape(node: Node) -> list[object]:
+    value = node.meta.get("val")
+    return list(value.shape) if isinstance(value, Tensor) else []
+
+
+def _slice_of(node: Node) -> tuple[object, int | None, int, int]:
+    """What is sliced, along which axis, from where to where; without an axis where that is not plain."""
+    source, axis, start, end, step = (*node.args, *(0, None, 1 << 62, 1)[len(node.args) - 1 :])
+    size = _shape(source)[int(axis)] if isinstance(source, Node) and isinstance(axis, int) else None  # type: ignore[call-overload]
+    if step != 1 or not isinstance(size, int) or not isinstance(axis, int):
+        return source, None, 0, 0
+    begin = start if isinstance(start, int) else 0
+    stop = min(end, size) if isinstance(end, int) else size
+    return source, axis % len(_shape(source)) if isinstance(source, Node) else None, begin, stop
+
+
+class _Narrowing:
+    def __init__(self, traced: Traced) -> None:
+        self._traced = traced
+        self._graph = traced.graph
+        self._parameters = traced.parameter_names()
+        self.sources: dict[str, str] = {}
+        self._made: dict[tuple[str, int, int], Node] = {}
+        self._rules: dict[object, Callable[[Node, int, int, int], Node | None]] = {
+            _aten.cat.default: self._cat,
+            _aten.stack.default: self._stack,
+            _aten.linear.default: self._linear,
+            _aten.squeeze.dim: self._squeeze,
+            _aten.unsqueeze.default: self._unsqueeze,
+            _aten.slice.Tensor: self._slice,
+            **dict.fromkeys(_ELEMENTWISE, self._elementwise),
+            **dict.fromkeys(_BROADCAST, self._broadcast),
+        }
+
+    def narrow(self, node: Node, axis: int, start: int, end: int) -> Node | None:
+        """A node that computes `node` from `start` to before `end` along `axis` of less than all of it; None where
+        there is none.
+        """
+        if (start, end) == (0, _shape(node)[axis]):
+            return node
+        rule = self._rules.get(node.target) if node.op == "call_function" else None
+        return rule(node, axis, start, end) if rule is not None else None
+
+    def _cut(self, node: Node, axis: int, start: int, end: int) -> Node:
+        """As narrow, with a slice where nothing better is found."""
+        return self.narrow(node, axis, start, end) or self._call(
+            _aten.slice.Tensor, (node, axis, start, end), node
+        )
+
+    def _call(self, target: Callable[..., object], args: tuple[object, ...], like: Node) -> Node:
+        made = self._graph.call_function(target, args)  # type: ignore[arg-type]
+        made.meta.update(
+            {key: like.meta[key] for key in ("stack_trace", "nn_module_stack") if key in like.meta}
+        )
+        values = torch.fx.node.map_arg(args, lambda node: node.meta["val"])
+        made.meta["val"] = target(*values)  # type: ignore[misc]
+        return made
+
+    def _cat(self, node: Node, axis: int, start: int, end: int) -> Node | None:
+        parts = node.args[0]
+        over = node.args[1] if len(node.args) > 1 else 0
+        if not isinstance(parts, list | tuple) or not isinstance(over, int):
+            return None
+        rank = len(_shape(node))
+        if over % rank != axis:
+            return self._call(
+                node.target, ([self._cut(part, axis, start, end) for part in parts], over), node
+            )  # type: ignore[arg-type]
+        kept, begin = [], 0
+        for part in parts:
+            size = _shape(part)[axis]  # type: ignore[arg-type]
+            if not isinstance(size, int):
+                return None
+            low, high = max(start - begin, 0), min(end - begin, size)
+            if low < high:
+                kept.append(self._cut(part, axis, low, high))  # type: ignore[arg-type]
+            begin += size
+        return kept[0] if len(kept) == 1 else self._call(node.target, (kept, over), node)  # type: ignore[arg-type]
+
+    def _stack(self, node: Node, axis: int, start: int, end: int) -> Node | None:
+        parts, over = node.args[0], node.args[1] if len(node.args) > 1 else 0
+        if (
+            not isinstance(parts, list | tuple)
+            or not isinstance(over, int)
+            or over % len(_shape(node)) != axis
+        ):
+            return None
+        return self._call(node.target, (list(parts[start:end]), over), node)  # type: ignore[arg-type]
+
+    def _linear(self, node: Node, axis: int, start: int, end: int) -> Node | None:
+        x, weight, bias = (*node.args, None)[:3]
+        if axis != len(_shape(node)) - 1 or not isinstance(weight, Node) or weight not in self._parameters:
+            return None
+        rows: list[object] = [x, self._rows_of(weight, start, end)]
+        if isinstance(bias, Node):
+            if bias not in self._parameters:
+                return None
+            rows.append(self._rows_of(bias, start, end))
+        return self._call(node.target, tuple(rows), node)  # type: ignore[arg-type]
+
+    def _squeeze(self, node: Node, axis: int, start: int, end: int) -> Node | None:
+        source, gone = node.args
+        if not isinstance(source, Node) or not isinstance(gone, int):
+            return None
+        gone %= len(_shape(source))
+        inner = self.narrow(source, axis + (axis >= gone), start, end)
+        return None if inner is None else self._call(node.target, (inner, gone), node)  # type: ignore[arg-type]
+
+    def _unsqueeze(self, node: Node, axis: int, start: int, end: int) -> Node | None:
+        source, added = node.args
+        if not isinstance(source, Node) or not isinstance(added, int):
+            return None
+        added %= len(_shape(node))
+        if added == axis:
+            return None
+        inner = self.narrow(source, axis - (axis > added), start, end)
+        return None if inner is None else self._call(node.target, (inner, added), node)  # type: ignore[arg-type]
+
+    def _slice(self, node: Node, axis: int, start: int, end: int) -> Node | None:
+        source, along, begin, _ = _slice_of(node)
+        if not isinstance(source, Node):
+            return None
+        if along == axis:
+            return self._cut(source, axis, begin + start, begin + end)
+        if node.args[1:3] == (0, 0) and len(node.args) > 3:  # x[:, a:b] first takes all of the batch
+            return self.narrow(source, axis, start, end)
+        return None
+
+    def _elementwise(self, node: Node, axis: int, start: int, end: int) -> Node | None:
+        source, *others = node.args
+        inner = self.narrow(source, axis, start, end) if isinstance(source, Node) else None
+        if inner is None or any(isinstance(other, Node) for other in others) or (others and node.kwargs):
+            return None
+        if node.kwargs:
+            made = self._graph.call_function(node.target, (inner,), dict(node.kwargs))  # type: ignore[arg-type]
+            made.meta.update(node.meta)
+            made.meta["val"] = node.target(inner.meta["val"], **node.kwargs)  # type: ignore[operator]
+            return made
+        return self._call(node.target, (inner, *others), node)  # type: ignore[arg-type]
+
+    def _broadcast(self, node: Node, axis: int, start: int, end: int) -> Node | None:
+        if node.kwargs:
+            return None
+        rank, made, found = len(_shape(node)), [], False
+        for operand in node.args:
+            if not isinstance(operand, Node):
+                made.append(operand)
+                continue
+            shape = _shape(operand)
+            place = axis - (rank - len(shape))
+            if place < 0 or shape[place] == 1:
+                made.append(operand)
+            elif operand in self._parameters and place == 0:
+                made.append(self._rows_of(operand, start, end))
+                found = True
+            else:
+                inner = self.narrow(operand, place, start, end)
+                found = found or inner is not None
+                made.append(inner or self._cut(operand, place, start, end))
+        return self._call(node.target, tuple(made), node) if found else None  # type: ignore[arg-type]
+
+    def _rows_of(self, parameter: Node, start: int, end: int) -> Node:
+        """Rows of a parameter, as a parameter of its own that shares its memory."""
+        name = self._parameters[parameter]
+        key = (name, start, end)
+        if key in self._made:
+            return self._made[key]
+        own = f"{name}.rows_{start}_{end}"
+        program = self._traced.program
+        with self._graph.inserting_after(parameter):
+            node = self._graph.placeholder(f"{parameter.name}_rows_{start}_{end}")
+        node.meta["val"] = parameter.meta["val"][start:end]
+        part = self._traced.tensor(name).detach()[start:end]
+        program.state_dict[own] = nn.Parameter(part, requires_grad=False)
+        specs = list(program.graph_signature.input_specs)
+        at = next(i for i, spec in enumerate(specs) if spec.arg.name == parameter.name)
+        specs.insert(at + 1, InputSpec(InputKind.PARAMETER, TensorArgument(node.name), own))
+        program._graph_signature = replace(program.graph_signature, input_specs=specs)
+        self._parameters[node] = own
+        self._made[key] = node
+        self.sources[own] = name
+        return node

@@ -1,0 +1,200 @@
+"""ONE trace of a module: torch.export, then the same without in-place operators."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+
+from te_export.capture.tidy import BATCH
+from te_export.capture.torch_capture import quiet_torch
+from te_export.errors import CaptureError
+from te_export.models.input_rows import InputRows
+from te_export.modules.all_tasks import AllTasks
+from te_export.modules.blame import line_of_error, line_of_node
+
+__all__ = ["Traced", "batch_axis", "trace"]
+
+TRACED_ROWS = 13
+"""Of the batch axis while tracing: a number that is not likely to be a size of the model, so that it can be told
+where the axis came out static."""
+
+_CONSTANT_ADVICE = (
+    "Take out of forward what turns the batch size into a Python number (int(x.shape[0]), .item(), view(8, -1), a "
+    "slice by a length); write view(-1, …), x.new_zeros(x.shape[0], …), torch.where"
+)
+_BRANCH_ADVICE = (
+    "Take the branch out of forward: compute both sides and choose with torch.where, or decide by settings that do not "
+    "depend on the rows"
+)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A traced module.
+
+    Attributes:
+        program: functional; its outputs are those of AllTasks, its batch axis symbolic.
+    """
+
+    program: ExportedProgram
+
+    @property
+    def graph(self) -> torch.fx.Graph:
+        return self.program.graph_module.graph
+
+    def inputs(self) -> list[Node]:
+        """The placeholders of the module's own inputs, in order."""
+        names = set(self.program.graph_signature.user_inputs)
+        return [node for node in self.graph.nodes if node.op == "placeholder" and node.name in names]
+
+    def parameter_names(self) -> dict[Node, str]:
+        """By placeholder of a parameter, buffer or constant, its name."""
+        kinds = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+        targets = {
+            spec.arg.name: spec.target
+            for spec in self.program.graph_signature.input_specs
+            if spec.kind in kinds and spec.target is not None
+        }
+        return {
+            node: targets[node.name]
+            for node in self.graph.nodes
+            if node.op == "placeholder" and node.name in targets
+        }
+
+    def tensor(self, name: str) -> Tensor:
+        """A parameter, buffer or constant by its name."""
+        held = self.program.state_dict.get(name)
+        found = self.program.constants[name] if held is None else held
+        assert isinstance(found, Tensor)
+        return found
+
+    def outputs(self) -> list[Node]:
+        (output,) = (node for node in self.graph.nodes if node.op == "output")
+        return list(output.args[0])  # type: ignore[arg-type]
+
+
+def trace(module: AllTasks, rows: InputRows) -> Traced:
+    """Trace a module once, with a symbolic batch axis.
+
+    Args:
+        rows: that it accepts.
+
+    Raises:
+        CaptureError: torch cannot trace it, its batch axis comes out static, it changes itself, or draws random
+            numbers; naming the line of the module and the usual mend.
+    """
+    inputs = rows[np.arange(TRACED_ROWS) % len(rows)].tensors()
+    batch = torch.export.Dim(BATCH)
+    try:
+        with quiet_torch(), torch.no_grad():
+            program = torch.export.export(
+                module, inputs, dynamic_shapes=(tuple({0: batch} for _ in inputs),), strict=False
+            )
+            functional = program.run_decompositions({})
+    except Exception as error:
+        raise CaptureError(_told(module, inputs, error)) from error
+    traced = Traced(functional)
+    _refuse_changes(program, traced)
+    _refuse_randomness(traced)
+    _refuse_static_outputs(traced, module)
+    return traced
+
+
+def batch_axis(node: Node) -> int | None:
+    """Which axis of a traced value is the batch; None where it has none."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return None
+    axes = [axis for axis, size in enumerate(value.shape) if isinstance(size, torch.SymInt)]
+    return axes[0] if axes else None
+
+
+def _told(module: AllTasks, inputs: tuple[Tensor, ...], error: Exception) -> str:
+    message = str(error)
+    name = type(module.module).__name__
+    if "data-dependent" in message or "GuardOnDataDependent" in type(error).__name__:
+        what = "its control flow, or the size of a value, depends on the data"
+        return f"{name} cannot be traced: {what}{_at(line_of_error(error))}. {_BRANCH_ADVICE}"
+    if "Constraints violated" in message or "specialized" in message:
+        where = _where_static(module, inputs) or line_of_error(error)
+        return (
+            f"the batch axis of {name} comes out static{_at(where)}: the graph would be right only at the traced batch "
+            f"size. {_CONSTANT_ADVICE}"
+        )
+    if "assigned during export" in message:
+        found = re.search(r"self\.(\S+?)[ `,]", message)
+        which = f"self.{found[1]}" if found else "an attribute"
+        return (
+            f"{name} changes itself: {which} is assigned in forward{_at(line_of_error(error))}. Return such values "
+            "instead, or keep them out of eval mode"
+        )
+    first = message.strip().split("\n\n")[0]
+    return f"torch cannot trace {name}: {type(error).__name__}: {first:.600}{_at(line_of_error(error))}. {_BRANCH_ADVICE}"
+
+
+def _at(where: str) -> str:
+    return f" ({where})" if where else ""
+
+
+def _where_static(module: AllTasks, inputs: tuple[Tensor, ...]) -> str:
+    """The first line at which the traced number of rows stands as a constant, found by a trace without any symbol."""
+    try:
+        with quiet_torch(), torch.no_grad():
+            program = torch.export.export(module, inputs, strict=False)
+    except Exception:  # noqa: BLE001 - only the line is lost; the error itself is told by the caller
+        return ""
+    for node in program.graph.nodes:
+        if node.op == "call_function" and TRACED_ROWS in _integers(node.args):
+            where = line_of_node(node)
+            if where:
+                return where
+    return ""
+
+
+def _integers(value: object) -> Iterator[int]:
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _integers(part)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield value
+
+
+def _refuse_changes(raw: ExportedProgram, traced: Traced) -> None:
+    for program in (raw, traced.program):
+        signature = program.graph_signature
+        changed = {**signature.buffers_to_mutate, **signature.user_inputs_to_mutate}
+        for made, name in changed.items():
+            where = next((line_of_node(node) for node in program.graph.nodes if node.name == made), "")
+            raise CaptureError(
+                f"the module changes itself: {name.removeprefix('module.')} is written to in forward{_at(where)}. Have "
+                "forward do so in training mode alone (if self.training), or return the new value"
+            )
+
+
+def _refuse_randomness(traced: Traced) -> None:
+    for node in traced.graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        if torch.Tag.nondeterministic_seeded in tags:
+            raise CaptureError(
+                f"forward draws random numbers in eval mode ({node.target}){_at(line_of_node(node))}: no export can "
+                "give the same. Draw them in training mode alone: F.dropout(x, p, training=self.training)"
+            )
+
+
+def _refuse_static_outputs(traced: Traced, module: AllTasks) -> None:
+    for node in traced.outputs():
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor) or not isinstance(value.shape[0], torch.SymInt):
+            shape = tuple(value.shape) if isinstance(value, Tensor) else "unknown"
+            raise CaptureError(
+                f"the batch axis of an output of {type(module.module).__name__} comes out static ({shape})"
+                f"{_at(line_of_node(node))}: the graph would be right only at the traced batch size. {_CONSTANT_ADVICE}"
+            )

@@ -1,0 +1,107 @@
+"""Nothing lost and nothing added in the graphs of a traced module: what each output depends on, proved from the graph.
+
+Every parameter that torch's own program has an output depend on reaches it in the captured graph; and in every graph
+that is written, each output depends on exactly what it depended on when captured, and reads no input that it did not.
+Routing weights are a softmax in each of them, laid out as (batch, K).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from te_export.capture.joint_graph import JointGraph
+from te_export.errors import StructureError
+from te_export.models.exportable import ExportableModel
+from te_export.partition import ROUTING_WEIGHTS, GraphSet
+from te_export.verify.dependencies import Dependencies, dependencies_of
+
+__all__ = ["check_reachability"]
+
+_SHOWN = 8
+_LAYOUTS = {"Unsqueeze", "Squeeze", "Reshape", "Transpose", "Expand", "Identity", "Split", "Flatten"}
+
+
+def check_reachability(graphs: GraphSet, model: ExportableModel, captured: JointGraph) -> None:
+    """Prove that every output of every graph depends on what it should.
+
+    Args:
+        graphs: as they will be written.
+        captured: the joint graph before any rewrite.
+
+    Raises:
+        StructureError: naming the graph, the output, and what is missing or too many.
+    """
+    expected: dict[str, frozenset[str]] = {}
+    for value in captured.model.graph.outputs:
+        name = str(value.name)
+        needed, found = model.needed[name], _parameters(value, captured)
+        _compare("joint as captured", name, found=found, expected=needed, known=needed | found)
+        expected[name] = found
+    known = frozenset().union(*expected.values())
+    for graph, task, value in _outputs(graphs):
+        name = f"{task}.{value.name}" if task else str(value.name)
+        above = dependencies_of(value)
+        found = _reached(above, graphs) | _through_trunk(above, graphs)
+        _compare(str(graph.name), name, found=found & known, expected=expected[name], known=known)
+        if name.endswith(ROUTING_WEIGHTS):
+            _check_softmax(graph, value)
+
+
+def _outputs(graphs: GraphSet) -> Iterator[tuple[ir.Graph, str, ir.Value]]:
+    """Every output of a task: its graph, the task where the output's name lacks it, and the output."""
+    for value in graphs.joint.graph.outputs:
+        yield graphs.joint.graph, "", value
+    for models in (graphs.tasks, graphs.tails):
+        for task, model in models.items():
+            for value in model.graph.outputs:
+                yield model.graph, task, value
+
+
+def _parameters(value: ir.Value, captured: JointGraph) -> frozenset[str]:
+    return frozenset(dependencies_of(value).parameters(captured.sources))
+
+
+def _reached(found: Dependencies, graphs: GraphSet) -> frozenset[str]:
+    return frozenset(found.parameters(graphs.sources))
+
+
+def _through_trunk(above: Dependencies, graphs: GraphSet) -> frozenset[str]:
+    """What those values depend on in the trunk that a tail reads from there."""
+    if graphs.trunk is None:
+        return frozenset()
+    made = {value.name: value for value in graphs.trunk.graph.outputs}
+    return frozenset().union(
+        *(
+            _reached(dependencies_of(made[value.name], region), graphs)
+            for value, regions in above.needed.items()
+            if value.is_graph_input() and value.name in made
+            for region in regions
+        )
+    )
+
+
+def _compare(
+    graph: str, output: str, *, found: frozenset[str], expected: frozenset[str], known: frozenset[str]
+) -> None:
+    for what, names in (
+        ("do not reach", sorted(expected - found)),
+        ("reach, and did not when captured,", sorted((found & known) - expected)),
+    ):
+        if names:
+            raise StructureError(
+                f"{graph}: {len(names)} parameters {what} {output}: {', '.join(names[:_SHOWN])}"
+                f"{', …' if len(names) > _SHOWN else ''}. The graph would not be the module; nothing was written. Try "
+                "--optimize none, and report this with the versions in use."
+            )
+
+
+def _check_softmax(graph: ir.Graph, value: ir.Value) -> None:
+    node = value.producer()
+    while node is not None and node.op_type in _LAYOUTS and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    if node is None or node.op_type != "Softmax":
+        raise StructureError(
+            f"{graph.name}: {value.name} is made by {node.op_type if node is not None else 'an input'}, expected a Softmax"
+        )
