@@ -2,30 +2,25 @@
 
 After rewriting, one node may hold the gates of all tasks, so "is an ancestor of" says nothing. Here regions
 are followed upwards: a region is a span of indices for each axis, and every operator that a rewrite writes
-maps the region asked of its output to the regions of its inputs that it is made of. For any other operator
-the answer is all of every input, which is never too little.
+maps the region asked of its output to the regions of its inputs that it is made of; so do the operators of
+convolutional networks (channel_rules.py). For any other operator the answer is all of every input, which is never
+too little.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from te_export.rewrite.linear import ACTIVATIONS
 from te_export.rewrite.stack import stack_of
+from te_export.verify.channel_rules import CHANNEL_RULES
+from te_export.verify.regions import Needs, Region, Rule, Sizes, Span, integer_of, sizes_of
 
 __all__ = ["Dependencies", "Region", "dependencies_of"]
-
-Span = tuple[int, int] | None
-"""From one index to before another; None is the whole axis. The batch axis is always taken whole."""
-Region = tuple[Span, ...] | None
-"""A span for each axis; None is everything."""
-
-Sizes = list[int | None]
-Needs = Iterable[tuple[ir.Value | None, Region]]
 
 
 @dataclass(frozen=True)
@@ -100,27 +95,16 @@ def _needs(node: ir.Node, output: ir.Value, region: Region) -> Needs:
     if (
         region is None
         or rule is None
-        or any(_sizes(value) is None for value in node.inputs if value is not None)
+        or any(sizes_of(value) is None for value in node.inputs if value is not None)
     ):
         return everything
     found = rule(node, output, region)
     return everything if found is None else found
 
 
-def _sizes(value: ir.Value | None) -> Sizes | None:
-    """The shape, with None for a symbolic axis; None where it is not known."""
-    if value is None:
-        return None
-    if value.shape is not None:
-        return [axis if isinstance(axis, int) else None for axis in value.shape]
-    if value.const_value is not None:
-        return [axis if isinstance(axis, int) else None for axis in value.const_value.shape]
-    return None
-
-
 def _normal(value: ir.Value, region: Region) -> Region:
     """Spans of a whole axis, and of the batch axis, become None, so that equal regions are equal."""
-    sizes = _sizes(value)
+    sizes = sizes_of(value)
     if sizes is None:
         return None
     if region is None:
@@ -136,7 +120,7 @@ def _same(node: ir.Node, _output: ir.Value, region: tuple[Span, ...]) -> Needs:
 
 
 def _elementwise(node: ir.Node, output: ir.Value, region: tuple[Span, ...]) -> Needs:
-    return [(value, _broadcast(_sizes(value), _sizes(output), region)) for value in node.inputs]
+    return [(value, _broadcast(sizes_of(value), sizes_of(output), region)) for value in node.inputs]
 
 
 def _broadcast(sizes: Sizes | None, out: Sizes | None, region: Sequence[Span]) -> Region:
@@ -151,19 +135,19 @@ def _broadcast(sizes: Sizes | None, out: Sizes | None, region: Sequence[Span]) -
 
 
 def _gemm(node: ir.Node, _output: ir.Value, region: tuple[Span, ...]) -> Needs | None:
-    if _integer(node, "transA", 0):
+    if integer_of(node, "transA", 0):
         return None
     rows, columns = region
-    weight = (columns, None) if _integer(node, "transB", 0) else (None, columns)
+    weight = (columns, None) if integer_of(node, "transB", 0) else (None, columns)
     needs: list[tuple[ir.Value | None, Region]] = [(node.inputs[0], (rows, None)), (node.inputs[1], weight)]
     if len(node.inputs) > 2 and node.inputs[2] is not None:
-        sizes = _sizes(node.inputs[2]) or []
+        sizes = sizes_of(node.inputs[2]) or []
         needs.append((node.inputs[2], (columns,) if len(sizes) == 1 and sizes[0] != 1 else None))
     return needs
 
 
 def _matmul(node: ir.Node, output: ir.Value, region: tuple[Span, ...]) -> Needs | None:
-    left, right, out = (_sizes(value) for value in (node.inputs[0], node.inputs[1], output))
+    left, right, out = (sizes_of(value) for value in (node.inputs[0], node.inputs[1], output))
     if left is None or right is None or out is None or len(left) < 2 or len(right) < 2:
         return None
     *_, rows, columns = region
@@ -173,15 +157,15 @@ def _matmul(node: ir.Node, output: ir.Value, region: tuple[Span, ...]) -> Needs 
 
 
 def _softmax(node: ir.Node, _output: ir.Value, region: tuple[Span, ...]) -> Needs:
-    axis = _integer(node, "axis", -1) % len(region)
+    axis = integer_of(node, "axis", -1) % len(region)
     return [(node.inputs[0], (*region[:axis], None, *region[axis + 1 :]))]
 
 
 def _split(node: ir.Node, output: ir.Value, region: tuple[Span, ...]) -> Needs | None:
-    axis = _integer(node, "axis", 0) % len(region)
+    axis = integer_of(node, "axis", 0) % len(region)
     begin = 0
     for value in node.outputs:
-        size = (_sizes(value) or [None] * len(region))[axis]
+        size = (sizes_of(value) or [None] * len(region))[axis]
         if size is None:
             return None
         if value is output:
@@ -193,15 +177,15 @@ def _split(node: ir.Node, output: ir.Value, region: tuple[Span, ...]) -> Needs |
 
 
 def _concat(node: ir.Node, output: ir.Value, region: tuple[Span, ...]) -> Needs | None:
-    axis = _integer(node, "axis", 0) % len(region)
-    total = (_sizes(output) or [None] * len(region))[axis]
+    axis = integer_of(node, "axis", 0) % len(region)
+    total = (sizes_of(output) or [None] * len(region))[axis]
     if total is None:
         return None
     first, last = region[axis] or (0, total)
     needs: list[tuple[ir.Value | None, Region]] = []
     begin = 0
     for value in node.inputs:
-        size = (_sizes(value) or [None] * len(region))[axis]
+        size = (sizes_of(value) or [None] * len(region))[axis]
         if size is None:
             return None
         span = (max(first - begin, 0), min(last - begin, size))
@@ -221,7 +205,7 @@ def _transpose(node: ir.Node, _output: ir.Value, region: tuple[Span, ...]) -> Ne
 
 
 def _reshape(node: ir.Node, output: ir.Value, region: tuple[Span, ...]) -> Needs | None:
-    before, after = _sizes(node.inputs[0]), _sizes(output)
+    before, after = sizes_of(node.inputs[0]), sizes_of(output)
     groups = _aligned(before, after) if before is not None and after is not None else None
     if before is None or after is None or groups is None:
         return None
@@ -290,15 +274,11 @@ def _unflatten(flat: tuple[int, int], sizes: Sequence[int]) -> list[Span]:
     return spans
 
 
-def _integer(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_int()
-
-
-_RULES: Mapping[str, Callable[[ir.Node, ir.Value, tuple[Span, ...]], Needs | None]] = {
+_RULES: Mapping[str, Rule] = {
+    **CHANNEL_RULES,
     **dict.fromkeys((*ACTIVATIONS, "Identity", "Cast"), _same),
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _elementwise),
-    **dict.fromkeys(("Reshape", "Unsqueeze", "Squeeze"), _reshape),
+    **dict.fromkeys(("Reshape", "Flatten", "Unsqueeze", "Squeeze"), _reshape),
     "Gemm": _gemm,
     "MatMul": _matmul,
     "Softmax": _softmax,
