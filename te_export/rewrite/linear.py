@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 from te_export.capture.tidy import BATCH
 from te_export.rewrite.edit import Axes, axes_of
 
-__all__ = ["ACTIVATIONS", "Linear", "activated", "activation_key", "only_reader", "read_linear", "tensor_of"]
+__all__ = [
+    "ACTIVATIONS",
+    "Linear",
+    "activated",
+    "activation_key",
+    "is_float_constant",
+    "only_reader",
+    "read_linear",
+    "tensor_of",
+]
 
 ACTIVATIONS = frozenset(
     {"Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh"}
@@ -73,13 +82,13 @@ def read_linear(node: ir.Node) -> Linear | str:
     x, weight, bias = (*node.inputs, None)[:3]
     assert x is not None  # the operator requires both
     assert weight is not None
-    if not _is_constant(weight, rank=2):
+    if not is_float_constant(weight, rank=2):
         return "its weight is not a float32 constant"
     turned = _number(node, "transB", 0) == 0
     sizes = [int(axis) for axis in tensor_of(weight).shape.numpy()]
     width_in, width_out = sizes if turned else sizes[::-1]
     if bias is not None and not (
-        _is_constant(bias, rank=1) and tuple(tensor_of(bias).shape.numpy()) == (width_out,)
+        is_float_constant(bias, rank=1) and tuple(tensor_of(bias).shape.numpy()) == (width_out,)
     ):
         return "its bias is not a float32 constant of one value per output"
     return Linear(node, x, weight, bias, width_in=width_in, width_out=width_out, turned=turned)
@@ -106,7 +115,8 @@ def activation_key(value: ir.Value) -> tuple[str, ...] | None:
     return (reader.op_type, *sorted(f"{name}={attr.value}" for name, attr in reader.attributes.items()))
 
 
-def _is_constant(value: ir.Value, *, rank: int) -> bool:
+def is_float_constant(value: ir.Value, *, rank: int) -> bool:
+    """Whether `value` is a float32 initializer of so many axes that no caller can replace."""
     tensor = value.const_value
     return (
         value.is_initializer()

@@ -43,6 +43,39 @@ class Net:
             inputs.append(self.constant(f"{name}.bias", self.rng.standard_normal(out) * scale))
         return self.add("Gemm", inputs, ["batch", out], name, transB=int(not turned), **kept)
 
+    def image(self, channels: int, *sizes: int) -> ir.Value:
+        """x as (batch, channels, *sizes), which must be as many as it is wide."""
+        shape = self.integers(f"image_{len(self.graph)}.shape", [-1, channels, *sizes])
+        return self.add("Reshape", [self.x, shape], ["batch", channels, *sizes], f"image_{len(self.graph)}")
+
+    def conv(
+        self, x: ir.Value, out: int, name: str, *, kernel: int = 2, group: int = 1, bias: bool = True
+    ) -> ir.Value:
+        """A Conv of x (batch, channels, …) to `out` channels, with weights `<name>.weight` and `<name>.bias`."""
+        _, channels, *sizes = (int(axis) if isinstance(axis, int) else 0 for axis in x.shape or ())
+        weight = self.rng.standard_normal((out, channels // group, *(kernel for _ in sizes)))
+        inputs = [x, self.constant(f"{name}.weight", weight)]
+        if bias:
+            inputs.append(self.constant(f"{name}.bias", self.rng.standard_normal(out)))
+        return self.add(
+            "Conv", inputs, ["batch", out, *(size - kernel + 1 for size in sizes)], name, group=group
+        )
+
+    def norm(self, x: ir.Value, name: str, **kept: float) -> ir.Value:
+        """A BatchNormalization of x (batch, channels, …) with constants `<name>.scale`, `.shift`, `.mean`, `.var`."""
+        axes = list(x.shape or ())
+        size = int(axes[1])  # type: ignore[arg-type]
+        constants = [
+            self.constant(f"{name}.{which}", values)
+            for which, values in (
+                ("scale", self.rng.standard_normal(size)),
+                ("shift", self.rng.standard_normal(size)),
+                ("mean", self.rng.standard_normal(size)),
+                ("var", self.rng.uniform(0.2, 3.0, size)),
+            )
+        ]
+        return self.add("BatchNormalization", [x, *constants], axes, name, **kept)
+
     def relu(self, x: ir.Value) -> ir.Value:
         return self.add("Relu", [x], list(x.shape or ()), f"relu_{len(self.graph)}")
 
