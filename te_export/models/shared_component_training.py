@@ -90,14 +90,34 @@ def task_loss(kind: TaskKind, terms: TaskTerms, target: Tensor) -> Tensor:
 class SharedComponentTrainer:
     """AdamW on the sum of the tasks' losses, with the gradient norm clipped."""
 
-    def __init__(self, model: SharedComponentModel, *, max_gradient_norm: float = 1.0) -> None:
-        """Prepares the optimizer with the learning rate and weight decay of the model's config."""
+    def __init__(
+        self,
+        model: SharedComponentModel,
+        *,
+        routing_rate_factor: float = 0.02,
+        max_gradient_norm: float = 1.0,
+    ) -> None:
+        """Prepares the optimizer with the learning rate and weight decay of the model's config.
+
+        Args:
+            routing_rate_factor: the learning rate of routings, as a multiple of the config's. The loss is linear
+                in P_t, so routing soon leaves a component that learns slowly; below 1, each has time to show
+                what it can do.
+            max_gradient_norm: bound on the L2 norm of all gradients together, above 0.
+        """
+        config = model.config
         self.model = model
         self.max_gradient_norm = max_gradient_norm
         self.steps_done = 0
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=model.config.learning_rate, weight_decay=model.config.weight_decay
+            [*model.components.parameters(), *model.heads.parameters()],
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
         )
+        learned = list(model.routing.parameters())
+        if learned:
+            rate = config.learning_rate * routing_rate_factor
+            self.optimizer.add_param_group({"params": learned, "lr": rate})
 
     def step(self, x: Tensor, targets: Mapping[str, Tensor]) -> StepLosses:
         """Makes one update.

@@ -125,6 +125,15 @@ def test_training_lowers_the_loss_and_learns_both_tasks() -> None:
     assert after["place"] > max(0.5, before["place"])
 
 
+def test_routing_learns_at_its_own_rate_and_fixed_routing_not_at_all() -> None:
+    learned = SharedComponentTrainer(new_model(SMALL, seed=0), routing_rate_factor=0.5).optimizer
+    fixed = new_model(replace(SMALL, routing_kinds=("fixed", "fixed")), seed=0)
+
+    assert [group["lr"] for group in learned.param_groups] == [1e-2, 5e-3]
+    assert len(learned.param_groups[1]["params"]) == 8
+    assert len(SharedComponentTrainer(fixed).optimizer.param_groups) == 1
+
+
 def test_training_is_repeatable_and_leaves_the_global_seed_alone() -> None:
     x, targets = boxes(32)
     state = torch.get_rng_state()
