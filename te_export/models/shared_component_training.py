@@ -14,7 +14,7 @@ B batch, K components.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from te_export.models.checkpoint_file import write_checkpoint
+from te_export.models.epochs import ReportEpoch, run_epochs
 from te_export.models.shared_component import (
     SharedComponentConfig,
     SharedComponentModel,
@@ -161,7 +162,7 @@ def fit(
     epochs: int,
     batch_rows: int,
     seed: int,
-    report: Callable[[int, float], None] | None = None,
+    report: ReportEpoch | None = None,
 ) -> list[float]:
     """Trains for `epochs` passes over the rows, each in a new order drawn from `seed`.
 
@@ -172,17 +173,11 @@ def fit(
     Returns:
         The mean loss of every epoch.
     """
-    order = torch.Generator().manual_seed(seed)
-    means = []
-    for epoch in range(1, epochs + 1):
-        losses = []
-        for rows in torch.split(torch.randperm(len(x), generator=order), batch_rows):
-            batch = {name: target[rows] for name, target in targets.items()}
-            losses.append(trainer.step(x[rows], batch).total)
-        means.append(math.fsum(losses) / len(losses))
-        if report is not None:
-            report(epoch, means[-1])
-    return means
+
+    def step(rows: Tensor) -> float:
+        return trainer.step(x[rows], {name: target[rows] for name, target in targets.items()}).total
+
+    return run_epochs(step, len(x), epochs=epochs, batch_rows=batch_rows, seed=seed, report=report)
 
 
 def box_overlap(predicted: Tensor, target: Tensor) -> Tensor:
