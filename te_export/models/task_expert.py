@@ -1,8 +1,9 @@
 """TaskExpert: one backbone, K experts, and per task a gate that mixes the experts and a head.
 
-Parameter names and arithmetic are fixed by checkpoints in the wild. B batch, K experts, T tasks, D features.
+Parameter names and arithmetic of the linear model are fixed by checkpoints in the wild; a convolutional backbone for
+images, which is ours, has names of its own. B batch, K experts, T tasks, D features.
 
-    x (B, input_dim) → backbone → h (B, backbone_dim)
+    x (B, input_dim) or (B, C, H, W) → backbone → h (B, backbone_dim)
     expert i: h → e_i (B, expert_dim);  e = stack(e_i) (B, K, expert_dim)
     task t:   w = softmax(gate(flatten(e))) (B, K);  f = Σ_i w_i · e_i (B, expert_dim);  prediction =
         head(f) (B, out_t)
@@ -13,14 +14,16 @@ unchanged.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["TaskExpertAux", "TaskExpertConfig", "TaskExpertModel"]
+__all__ = ["ConvolutionalTaskExpertConfig", "TaskExpertAux", "TaskExpertConfig", "TaskExpertModel"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,68 @@ class TaskExpertConfig:
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout is {self.dropout}, expected 0 <= dropout < 1")
 
+    @property
+    def input_row_shape(self) -> tuple[int, ...]:
+        """Shape of one row of the input."""
+        return (self.input_dim,)
+
+
+@dataclass(frozen=True)
+class ConvolutionalTaskExpertConfig(TaskExpertConfig):
+    """A TaskExpert whose backbone reads images.
+
+    Attributes:
+        input_dim: values of one image; follows from input_shape where it is 0.
+        input_shape: (C, H, W); each convolution halves H and W, so both are multiples of 2 to their number.
+        convolution_channels: channels after each convolution, at least one.
+    """
+
+    input_dim: int = 0
+    input_shape: tuple[int, ...] = (3, 32, 32)
+    convolution_channels: tuple[int, ...] = (16, 32)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "input_shape", tuple(self.input_shape))
+        object.__setattr__(self, "convolution_channels", tuple(self.convolution_channels))
+        shape, channels = self.input_shape, self.convolution_channels
+        if not channels or min(channels) < 1:
+            raise ValueError(
+                f"convolution_channels is {list(channels)}, expected at least one, each at least 1"
+            )
+        if len(shape) != 3 or min(shape) < 1 or any(side % 2 ** len(channels) for side in shape[1:]):
+            raise ValueError(
+                f"input_shape is {list(shape)}, expected channels, height and width, the last two multiples of "
+                f"{2 ** len(channels)}: {len(channels)} convolutions halve them"
+            )
+        if self.input_dim not in (0, math.prod(shape)):
+            raise ValueError(
+                f"input_dim is {self.input_dim}, expected {math.prod(shape)}, the values of input_shape {list(shape)}"
+            )
+        object.__setattr__(self, "input_dim", math.prod(shape))
+        super().__post_init__()
+
+    @property
+    def input_row_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return self.input_shape
+
+    @property
+    def convolution_multiply_adds(self) -> int:
+        """Of one image: 9 for every pair of channels and every place."""
+        sizes = (self.input_shape[0], *self.convolution_channels)
+        _, height, width = self.input_shape
+        return sum(
+            9 * size_in * size_out * (height >> index) * (width >> index)
+            for index, (size_in, size_out) in enumerate(pairwise(sizes))
+        )
+
+    @property
+    def flat_dim(self) -> int:
+        """Values that the convolutions leave of an image."""
+        halvings = len(self.convolution_channels)
+        height, width = (side >> halvings for side in self.input_shape[1:])
+        return self.convolution_channels[-1] * height * width
+
 
 class TaskExpertAux(TypedDict):
     """What TaskExpertModel.forward returns beside the prediction."""
@@ -101,6 +166,31 @@ class BackboneNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.network(x)
         return features
+
+
+class ConvolutionalBackbone(nn.Module):
+    """(B, C, H, W) → (B, backbone_dim).
+
+    Every convolution is 3 x 3 with a border of zeros, then ReLU and 2 x 2 max pooling; one linear layer follows, which
+    keeps where things are. Parameters: convolutions.{0,3,6,…} and projection.
+    """
+
+    def __init__(self, config: ConvolutionalTaskExpertConfig) -> None:
+        super().__init__()
+        sizes = (config.input_shape[0], *config.convolution_channels)
+        layers: list[nn.Module] = []
+        for size_in, size_out in pairwise(sizes):
+            layers += [nn.Conv2d(size_in, size_out, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        self.convolutions = nn.Sequential(*layers)
+        self.flat_dim = config.flat_dim
+        self.dropout = nn.Dropout(config.dropout)
+        self.projection = nn.Linear(config.flat_dim, config.backbone_dim)
+        self.final_relu = config.final_relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.convolutions(x).reshape(-1, self.flat_dim)  # (B, channels, h, w) → (B, channels·h·w)
+        features: Tensor = self.projection(self.dropout(flat))
+        return torch.relu(features) if self.final_relu else features
 
 
 class ExpertNetwork(nn.Module):
@@ -157,7 +247,11 @@ class TaskExpertModel(nn.Module):
     def __init__(self, config: TaskExpertConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = BackboneNetwork(config)
+        self.backbone: nn.Module = (
+            ConvolutionalBackbone(config)
+            if isinstance(config, ConvolutionalTaskExpertConfig)
+            else BackboneNetwork(config)
+        )
         self.experts = nn.ModuleList(ExpertNetwork(config) for _ in range(config.num_experts))
         self.gating_networks = nn.ModuleList(DynamicGatingNetwork(config) for _ in range(config.num_tasks))
         self.task_heads = nn.ModuleList(TaskSpecificHead(config, size) for size in config.task_output_dims)
@@ -172,7 +266,7 @@ class TaskExpertModel(nn.Module):
         return torch.stack([expert(h) for expert in self.experts], dim=1)
 
     def trunk(self, x: Tensor) -> Tensor:
-        """Input (B, input_dim) → expert features (B, K, expert_dim)."""
+        """Input (B, input_dim) or (B, C, H, W) → expert features (B, K, expert_dim)."""
         return self.experts_of(self.backbone(x))
 
     def flatten(self, expert_features: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ are sound.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,11 +17,16 @@ from te_export.checkpoint.contents import Checkpoint, ConfigValue
 from te_export.checkpoint.shown import shown
 from te_export.errors import CheckpointError
 from te_export.models.exportable import ExpertFeatures, ExportableModel, ModelInput, TaskOutput
-from te_export.models.task_expert import TaskExpertConfig, TaskExpertModel
+from te_export.models.task_expert import (
+    ConvolutionalTaskExpertConfig,
+    TaskExpertConfig,
+    TaskExpertModel,
+)
+from te_export.models.task_expert_convolutions import read_convolution_sizes
 from te_export.models.task_expert_layers import final_relu_of
 from te_export.models.task_expert_shapes import (
-    Sizes,
     check_shapes,
+    is_convolutional,
     looks_like_task_expert,
     read_sizes,
     stored_in_out,
@@ -38,7 +44,7 @@ _TRAINING_SETTINGS = {"dropout", "learning_rate", "weight_decay"}
 class JointTaskExpert(nn.Module):
     """All exported tasks of a TaskExpert model behind one forward; the trunk runs once.
 
-    forward: x (B, input_dim) → (expert features (B, K, D), prediction (B, out), routing weights (B, K),
+    forward: x (B, input_dim) or (B, C, H, W) → (expert features (B, K, D), prediction (B, out), routing weights (B, K),
         prediction, …).
     """
 
@@ -77,8 +83,7 @@ def _load(
     checkpoint: Checkpoint, *, task_names: Sequence[str] | None, tasks: Sequence[str] | None
 ) -> ExportableModel:
     state, notes = _usable_state(checkpoint)
-    sizes = read_sizes(state)
-    config, config_notes = _settle_config(checkpoint, sizes)
+    config, config_notes = _settle_config(checkpoint, state)
     check_shapes(state, config, "the sizes most of its tensors agree on")
     names = name_tasks(config.num_tasks, asked=task_names, in_file=checkpoint.task_names)
     task_ids = select_tasks(names, tasks)
@@ -93,7 +98,8 @@ def _usable_state(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], list[str]]
     if not looks_like_task_expert(state):
         first = "\n  ".join(f"{name} {list(tensor.shape)}" for name, tensor in list(state.items())[:8])
         raise CheckpointError(
-            f"not a TaskExpert checkpoint: expected tensors named backbone.network.*, "
+            "not a TaskExpert checkpoint: expected tensors named backbone.network.* (or "
+            "backbone.convolutions.* and backbone.projection.*), "
             "experts.N.network.*, "
             f"gating_networks.N.gate.*, task_heads.N.head.*; found {len(state)} tensors, the first of "
             f"them:\n  {first}\n"
@@ -118,12 +124,13 @@ def _usable_state(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], list[str]]
     return state, notes
 
 
-def _settle_config(checkpoint: Checkpoint, sizes: Sizes) -> tuple[TaskExpertConfig, list[str]]:
+def _settle_config(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> tuple[TaskExpertConfig, list[str]]:
     found = dict(checkpoint.config or {})
+    kind, sizes = _read_sizes(state, found, checkpoint.config_source)
     conflicts = [
         f"{name}: {_listed(found[name])} in {checkpoint.config_source}, {_listed(size)} by the shapes of the "
         "tensors"
-        for name, size in dataclasses.asdict(sizes).items()
+        for name, size in sizes.items()
         if found.get(name) is not None and _listed(found[name]) != _listed(size)
     ]
     if conflicts:
@@ -131,7 +138,7 @@ def _settle_config(checkpoint: Checkpoint, sizes: Sizes) -> tuple[TaskExpertConf
             "the config in the file and its tensors disagree:\n  " + "\n  ".join(conflicts) + "\n"
             "Save the checkpoint again with the config it was trained with, or without any config."
         )
-    known = {field.name for field in dataclasses.fields(TaskExpertConfig)} | {"task_names"}
+    known = {field.name for field in dataclasses.fields(kind)} | {"task_names"}
     settings = _training_settings(found)
     ignored = sorted(shown(name) for name in found if name not in known)
     ignored += sorted(set(found) & _TRAINING_SETTINGS - set(settings))
@@ -141,14 +148,28 @@ def _settle_config(checkpoint: Checkpoint, sizes: Sizes) -> tuple[TaskExpertConf
         else []
     )
     try:
-        config = TaskExpertConfig(
-            **dataclasses.asdict(sizes),
+        config = kind(
+            **sizes,
             **settings,
             final_relu=final_relu_of(checkpoint.layer_types, _final_relu_in_config(checkpoint, found)),
         )
     except ValueError as error:
         raise CheckpointError(f"no TaskExpert model has this config: {error}") from error
     return config, notes
+
+
+def _read_sizes(
+    state: Mapping[str, Tensor], found: Mapping[str, ConfigValue], source: str | None
+) -> tuple[type[TaskExpertConfig], dict[str, Any]]:
+    """Which config the model has, and all in it that the tensors tell."""
+    if not is_convolutional(state):
+        return TaskExpertConfig, dataclasses.asdict(read_sizes(state))
+    convolutions = read_convolution_sizes(state, found, source=source)
+    sizes = read_sizes(state, input_dim=math.prod(convolutions.input_shape))
+    return ConvolutionalTaskExpertConfig, {
+        **dataclasses.asdict(sizes),
+        **dataclasses.asdict(convolutions),
+    }
 
 
 def _final_relu_in_config(checkpoint: Checkpoint, found: Mapping[str, ConfigValue]) -> bool | None:
@@ -236,14 +257,22 @@ def _exportable(
         family="TaskExpert",
         config=dataclasses.asdict(config),
         module=JointTaskExpert(model, task_ids).eval(),
-        inputs=(ModelInput("x", "float32", (config.input_dim,)),),
+        inputs=(ModelInput("x", "float32", config.input_row_shape),),
         tasks=tasks,
         expert_features=ExpertFeatures(config.num_experts, config.expert_dim),
         trunk_parameters=trunk,
         parameter_sizes={name: state[name].numel() for name in used},
         unused_parameters=unused,
         notes=notes,
+        multiply_adds=_multiply_adds(config, sum(state[name].numel() for name in used)),
     )
+
+
+def _multiply_adds(config: TaskExpertConfig, parameters: int) -> int:
+    """Of one row where convolutions use a parameter more than once, else 0."""
+    if not isinstance(config, ConvolutionalTaskExpertConfig):
+        return 0
+    return parameters + config.convolution_multiply_adds
 
 
 def _fill(model: TaskExpertModel, used: Mapping[str, Tensor], task_ids: Sequence[int]) -> None:

@@ -22,9 +22,19 @@ _SOFTMAX = re.compile(r"Softmax")
 _INERT = re.compile(r"Dropout|Identity|\w*Loss")
 """Layers that change nothing in eval mode, and loss functions, which no prediction passes through."""
 
+_MAX_CONVOLUTIONS = 16
+_CONVOLUTIONS = tuple(
+    (rf"backbone\.convolutions\.{3 * index + place}", re.compile(kind))
+    for index in range(_MAX_CONVOLUTIONS)
+    for place, kind in enumerate(("Conv2d", "ReLU", "MaxPool2d"))
+)
+
 _LAYERS = tuple(
     (re.compile(path), allowed)
     for path, allowed in (
+        (r"backbone\.convolutions", _ANY),
+        *_CONVOLUTIONS,
+        (r"backbone\.projection", _LINEAR),
         (r"", _ANY),
         (r"(backbone|experts\.\d+)(\.network)?|experts", _ANY),
         (r"(backbone|experts\.\d+)\.network\.[036]", _LINEAR),

@@ -23,6 +23,7 @@ __all__ = [
     "Sizes",
     "check_shapes",
     "expected_shapes",
+    "is_convolutional",
     "looks_like_task_expert",
     "read_sizes",
     "stored_in_out",
@@ -30,17 +31,25 @@ __all__ = [
 
 _INDEXED = re.compile(r"(experts|gating_networks|task_heads)\.(\d{1,6})\.")
 _UNUSED_PREFIX = "feature_fusion."
+_CONVOLUTIONS_PREFIX = "backbone.convolutions."
 _SHOWN_PROBLEMS = 200
 
 # Parameter name with indices removed → axes, each (size it is a multiple of, the multiple). None: not to be
 # inverted.
-_AXES: dict[str, tuple[tuple[str, int] | None, ...]] = {
+_Axes = dict[str, tuple[tuple[str, int] | None, ...]]
+_LINEAR_BACKBONE: _Axes = {
     "backbone.network.0.weight": (("backbone_dim", 2), ("input_dim", 1)),
     "backbone.network.0.bias": (("backbone_dim", 2),),
     "backbone.network.3.weight": (("backbone_dim", 1), ("backbone_dim", 2)),
     "backbone.network.3.bias": (("backbone_dim", 1),),
     "backbone.network.6.weight": (("backbone_dim", 1), ("backbone_dim", 1)),
     "backbone.network.6.bias": (("backbone_dim", 1),),
+}
+_CONVOLUTIONAL_BACKBONE: _Axes = {
+    "backbone.projection.weight": (("backbone_dim", 1), None),
+    "backbone.projection.bias": (("backbone_dim", 1),),
+}
+_EXPERTS_AND_TASKS: _Axes = {
     "experts.network.0.weight": (("expert_dim", 2), ("backbone_dim", 1)),
     "experts.network.0.bias": (("expert_dim", 2),),
     "experts.network.3.weight": (("expert_dim", 1), ("expert_dim", 2)),
@@ -72,7 +81,10 @@ class Sizes:
 
 def looks_like_task_expert(names: Mapping[str, Tensor]) -> bool:
     """Whether the names contain a backbone, experts, gates and heads as TaskExpert names them."""
-    present = {_without_index(name).split(".")[0] for name in names if _without_index(name) in _AXES}
+    axes = _axes_of(names)
+    present = {_without_index(name).split(".")[0] for name in names if _without_index(name) in axes}
+    if is_convolutional(names):
+        present.add("backbone")
     return present == {"backbone", "experts", "gating_networks", "task_heads"}
 
 
@@ -90,15 +102,27 @@ def stored_in_out(state: Mapping[str, Tensor]) -> bool:
     return votes[True] > votes[False]
 
 
-def read_sizes(state: Mapping[str, Tensor]) -> Sizes:
+def is_convolutional(names: Mapping[str, Tensor]) -> bool:
+    """Whether the backbone is a convolutional one, by the names of its parameters."""
+    has_linear = any(name.startswith("backbone.network.") for name in names)
+    return not has_linear and any(name.startswith(_CONVOLUTIONS_PREFIX) for name in names)
+
+
+def read_sizes(state: Mapping[str, Tensor], *, input_dim: int | None = None) -> Sizes:
     """The sizes that most tensors agree on.
+
+    Args:
+        input_dim: where it is known already, as it is of images.
 
     Raises:
         CheckpointError: no tensor is left that tells some size; missing and unexpected names are listed.
     """
     votes: dict[str, Counter[int]] = defaultdict(Counter)
+    axes = _axes_of(state)
     for name, tensor in state.items():
-        _vote(votes, name, tensor)
+        _vote(votes, axes, name, tensor)
+    if input_dim is not None:
+        votes["input_dim"][input_dim] += 1
     votes["num_experts"][_count(state, "experts")] += 1  # beside two votes of every gate
     experts = votes["num_experts"].most_common(1)[0][0]
     tasks = max(_count(state, "gating_networks"), _count(state, "task_heads"))
@@ -157,14 +181,14 @@ def _names_error(
     """What is missing where the shapes that are left do not tell every size: names only."""
     counts = {"experts": experts, "gating_networks": tasks, "task_heads": tasks}
     expected = []
-    for name in _AXES:
+    axes = _axes_of(state)
+    for name in axes:
         part, _, rest = name.partition(".")
         expected += [f"{part}.{index}.{rest}" for index in range(counts[part])] if part in counts else [name]
     missing = [name for name in expected if name not in state]
-    extra = [name for name in state if name not in expected and not name.startswith(_UNUSED_PREFIX)]
-    odd = [
-        name for name in expected if name in state and state[name].ndim != len(_AXES[_without_index(name)])
-    ]
+    told_apart = (_UNUSED_PREFIX, _CONVOLUTIONS_PREFIX)
+    extra = [name for name in state if name not in expected and not name.startswith(told_apart)]
+    odd = [name for name in expected if name in state and state[name].ndim != len(axes[_without_index(name)])]
     problems = [f"missing    {name}" for name in missing]
     problems += [f"unexpected {name} {list(state[name].shape)}" for name in extra]
     problems = _with_nearest(problems, missing, extra)
@@ -190,6 +214,11 @@ def _with_nearest(problems: list[str], missing: list[str], extra: list[str]) -> 
     return [line + _nearest(name, names) for line, (name, names) in zip(problems, others, strict=True)]
 
 
+def _axes_of(names: Mapping[str, Tensor]) -> _Axes:
+    backbone = _CONVOLUTIONAL_BACKBONE if is_convolutional(names) else _LINEAR_BACKBONE
+    return backbone | _EXPERTS_AND_TASKS
+
+
 def _without_index(name: str) -> str:
     return _INDEXED.sub(r"\1.", name, count=1)
 
@@ -203,8 +232,8 @@ def _count(state: Mapping[str, Tensor], part: str) -> int:
     return highest if highest <= 2 * len(indices) else len(indices)
 
 
-def _vote(votes: dict[str, Counter[int]], name: str, tensor: Tensor) -> None:
-    axes = _AXES.get(_without_index(name))
+def _vote(votes: dict[str, Counter[int]], table: _Axes, name: str, tensor: Tensor) -> None:
+    axes = table.get(_without_index(name))
     if axes is None or tensor.ndim != len(axes):
         return
     for axis, length in zip(axes, tensor.shape, strict=True):

@@ -11,7 +11,6 @@ Seeds are arguments: torch's global random state is left as it was found.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from te_export.models.checkpoint_file import write_checkpoint
 from te_export.models.task_expert import TaskExpertConfig, TaskExpertModel
 
 __all__ = [
@@ -145,7 +145,7 @@ class TaskExpertTrainer:
         """Makes one update from one batch per task.
 
         Args:
-            inputs: per task (B_t, input_dim), float; tasks given the same tensor object share a trunk run.
+            inputs: per task (B_t, input_dim) or (B_t, C, H, W), float; tasks given the same tensor object share a trunk run.
             targets: per task (B_t,), int64 class indices; the same tasks as `inputs`.
 
         Returns:
@@ -179,7 +179,7 @@ def evaluate(model: TaskExpertModel, inputs: TaskTensors, targets: TaskTensors) 
 
     Args:
         model: put in eval mode for the measurement; every module's mode is restored after it.
-        inputs: per task (B_t, input_dim), float; tasks given the same tensor object share a trunk run.
+        inputs: per task (B_t, input_dim) or (B_t, C, H, W), float; tasks given the same tensor object share a trunk run.
         targets: per task (B_t,), int64 class indices; the same tasks as `inputs`.
 
     Raises:
@@ -220,23 +220,17 @@ def save_checkpoint(
         raise ValueError(
             f"{len(task_names)} task names, the model has {model.config.num_tasks} tasks: expected one each"
         )
+    config = asdict(model.config)
     contents = {
         "state_dict": model.state_dict(),
-        "config": {**asdict(model.config), "task_output_dims": list(model.config.task_output_dims)},
+        "config": {
+            name: list(value) if isinstance(value, tuple) else value for name, value in config.items()
+        },
         "task_names": list(task_names),
         "epoch": epoch,
         "optimizer_state_dict": optimizer.state_dict(),
     }
-    target = Path(path)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            torch.save(contents, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_checkpoint(path, contents)
 
 
 def _paired(
