@@ -17,6 +17,7 @@ from te_export.checkpoint.contents import Checkpoint, ConfigValue
 from te_export.checkpoint.shown import shown
 from te_export.errors import CheckpointError
 from te_export.models.exportable import ExpertFeatures, ExportableModel, ModelInput, TaskOutput
+from te_export.models.state_fit import require_finite, require_floats
 from te_export.models.task_expert import (
     ConvolutionalTaskExpertConfig,
     TaskExpertConfig,
@@ -35,9 +36,6 @@ from te_export.models.task_names import name_tasks, select_tasks
 
 __all__ = ["JointTaskExpert", "load_task_expert"]
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_CHUNK = 2**24
-_SHOWN_TENSORS = 20
 _TRAINING_SETTINGS = {"dropout", "learning_rate", "weight_decay"}
 
 
@@ -87,7 +85,7 @@ def _load(
     check_shapes(state, config, "the sizes most of its tensors agree on")
     names = name_tasks(config.num_tasks, asked=task_names, in_file=checkpoint.task_names)
     task_ids = select_tasks(names, tasks)
-    _check_values(state)
+    require_finite(state)
     return _exportable(
         state, config, names=names, task_ids=task_ids, notes=(*checkpoint.notes, *notes, *config_notes)
     )
@@ -110,17 +108,7 @@ def _usable_state(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], list[str]]
     if stored_in_out(state):
         state = {name: tensor.t() if tensor.ndim == 2 else tensor for name, tensor in state.items()}
         notes.append("weights are stored (in, out); they were transposed to torch's (out, in)")
-    odd = {str(tensor.dtype) for tensor in state.values()} - {str(dtype) for dtype in _FLOATS}
-    if odd:
-        which = [name for name, tensor in state.items() if tensor.dtype not in _FLOATS]
-        raise CheckpointError(
-            f"{len(which)} tensors have dtype {', '.join(sorted(odd))}, expected "
-            "float32, float64, float16 or bfloat16: "
-            f"{', '.join(which[:5])}. Export from the unquantized checkpoint."
-        )
-    other = sorted({str(t.dtype).removeprefix("torch.") for t in state.values() if t.dtype != torch.float32})
-    if other:
-        notes.append(f"{' and '.join(other)} weights were converted to float32")
+    notes += require_floats(state)
     return state, notes
 
 
@@ -194,34 +182,6 @@ def _training_settings(found: Mapping[str, ConfigValue]) -> dict[str, Any]:
 
 def _listed(value: object) -> object:
     return list(value) if isinstance(value, list | tuple) else value
-
-
-def _check_values(state: Mapping[str, Tensor]) -> None:
-    bad = []
-    for name, tensor in state.items():
-        nans, infs = _count_nonfinite(tensor)
-        if nans or infs:
-            bad.append(f"{name}: {nans} NaN and {infs} infinite of {tensor.numel()}")
-    if bad:
-        more = [f"… and {len(bad) - _SHOWN_TENSORS} more tensors"] if len(bad) > _SHOWN_TENSORS else []
-        raise CheckpointError(
-            f"{len(bad)} tensors hold values that are NaN or infinite in float32:\n  "
-            + "\n  ".join([*bad[:_SHOWN_TENSORS], *more])
-            + "\n"
-            "The training diverged before this checkpoint was saved; export an earlier one."
-        )
-
-
-def _count_nonfinite(tensor: Tensor) -> tuple[int, int]:
-    nans = infs = 0
-    for chunk in torch.split(tensor.reshape(-1), _CHUNK):
-        single = chunk.to(
-            torch.float32
-        )  # what will be exported: a float64 beyond its range is infinite there
-        if not bool(torch.isfinite(single).all()):
-            nans += int(torch.isnan(single).sum())
-            infs += int(torch.isinf(single).sum())
-    return nans, infs
 
 
 def _exportable(
