@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from te_export.checkpoint import read_checkpoint
+from te_export.checkpoint.contents import Checkpoint
 from te_export.errors import UsageError
 from te_export.models.exportable import ExportableModel
+from te_export.models.loaded_module import LoadedModule
+from te_export.models.shared_component_checkpoint import is_shared_component, load_shared_component
+from te_export.models.task_branch_checkpoint import is_task_branch, load_task_branch
 from te_export.models.task_expert_checkpoint import load_task_expert
 from te_export.modules.example_inputs import Example
 from te_export.modules.exportable_module import make_exportable
@@ -65,8 +68,30 @@ def load_model(source: Path | nn.Module, options: ExportOptions, example: Exampl
             "example inputs are for a module's code: add --model package.module:factory, or leave --example-input out"
         )
     checkpoint = read_checkpoint(source, trust_pickle=options.trust_pickle)
-    model = load_task_expert(checkpoint, task_names=options.task_names, tasks=options.tasks)
-    return LoadedModel(model, checkpoint.sha256)
+    return LoadedModel(_of_family(checkpoint, options), checkpoint.sha256)
+
+
+def _of_family(checkpoint: Checkpoint, options: ExportOptions) -> ExportableModel:
+    """The model of a checkpoint, whose parameter names tell its family."""
+    if is_shared_component(checkpoint.state):
+        return _traced_family(load_shared_component(checkpoint, task_names=options.task_names), options)
+    if is_task_branch(checkpoint.state):
+        return _traced_family(load_task_branch(checkpoint, task_names=options.task_names), options)
+    return load_task_expert(checkpoint, task_names=options.task_names, tasks=options.tasks)
+
+
+def _traced_family(loaded: LoadedModule, options: ExportOptions) -> ExportableModel:
+    _refuse_pruning(options)
+    model = make_exportable(
+        loaded.module,
+        loaded.example_inputs,
+        task_names=loaded.task_names,
+        tasks=options.tasks,
+        family=loaded.family,
+        config=loaded.config,
+        notes=loaded.notes,
+    )
+    return replace(model, unused_parameters=(*loaded.unused_parameters, *model.unused_parameters))
 
 
 def _exportable(
@@ -82,11 +107,15 @@ def _exportable(
             "a module needs example inputs: what its forward takes, some rows of it. Pass --example-input F.npz (in Python "
             "example_inputs=x, or a dict from name to array)"
         )
-    if options.prune_experts is not None:
-        raise UsageError("--prune-experts knows the experts of TaskExpert checkpoints alone: leave it out")
+    _refuse_pruning(options)
     return make_exportable(
         module, example, task_names=options.task_names, tasks=options.tasks, notes=notes, config=config
     )
+
+
+def _refuse_pruning(options: ExportOptions) -> None:
+    if options.prune_experts is not None:
+        raise UsageError("--prune-experts knows the experts of TaskExpert checkpoints alone: leave it out")
 
 
 def _refuse_factory(options: ExportOptions, what: str) -> None:
@@ -101,6 +130,5 @@ def _state_sha256(module: nn.Module) -> str:
     for name, tensor in module.state_dict().items():
         array = tensor.detach().cpu()
         digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
-        flat = array.contiguous().reshape(-1)
-        digest.update(memoryview(np.asarray(flat.view(torch.uint8) if flat.numel() else flat.numpy())))
+        digest.update(array.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -123,10 +123,12 @@ def export(
             is published.
     """
     options = options or ExportOptions()
-    if task_names is not None:
-        options = replace(
-            options, task_names=task_names if isinstance(task_names, str) else tuple(task_names)
+    if isinstance(task_names, str):
+        raise UsageError(
+            f"task_names: got the text {task_names!r:.80}, expected names: pass ({task_names!r:.80},)"
         )
+    if task_names is not None:
+        options = replace(options, task_names=tuple(task_names))
     tolerance = Tolerance(options.atol, options.rtol)
     source = checkpoint if isinstance(checkpoint, nn.Module) else Path(checkpoint)
     target = _target(source, output)

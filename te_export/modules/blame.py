@@ -55,8 +55,12 @@ def line_of_attribute(module: nn.Module, name: str) -> str:
         node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name != "__init__"
     ]
     for node in (found for method in methods for found in ast.walk(method)):
-        targets = node.targets if isinstance(node, ast.Assign) else []
-        targets = [node.target] if isinstance(node, ast.AugAssign | ast.AnnAssign) else targets
+        if isinstance(node, ast.Assign):
+            targets = node.targets
+        elif isinstance(node, ast.AugAssign | ast.AnnAssign):
+            targets = [node.target]
+        else:
+            continue
         if any(f"self.{name}" in ast.unparse(target) for target in targets):
             return _shown(file, first + node.lineno - 1, kind.__name__, lines[node.lineno - 1].strip())
     return ""

@@ -87,7 +87,12 @@ def make_exportable(
     _give(traced, found)
     told = (*notes, *inputs.notes, *changed, *form.notes, *_gate_notes(found), *_constant_notes(traced))
     made = _Made(every, traced, found, specs, narrowed.sources)
-    return _assemble(made, family=family, config={**_config(module, form), **(config or {})}, notes=told)
+    return _assemble(
+        made,
+        family=family,
+        config={**(_config(module, form) if family == FAMILY else {}), **(config or {})},
+        notes=told,
+    )
 
 
 def _config(module: nn.Module, form: ForwardForm) -> dict[str, bool | int | float | str | tuple[int, ...]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ def narrow_columns(traced: Traced) -> Narrowed:
     for node in traced.outputs():
         if node.op == "call_function" and node.target is _aten.slice.Tensor:
             source, axis, start, end = _slice_of(node)
-            if axis is None or not isinstance(source, Node) or axis == 0:
+            if axis is None:
                 continue
             with traced.graph.inserting_before(node):
                 narrowed = work.narrow(source, axis, start, end)
@@ -78,15 +79,15 @@ def _shape(node: Node) -> list[object]:
     return list(value.shape) if isinstance(value, Tensor) else []
 
 
-def _slice_of(node: Node) -> tuple[object, int | None, int, int]:
+def _slice_of(node: Node) -> tuple[Node, int | None, int, int]:
     """What is sliced, along which axis, from where to where; without an axis where that is not plain."""
-    source, axis, start, end, step = (*node.args, *(0, None, 1 << 62, 1)[len(node.args) - 1 :])
-    size = _shape(source)[int(axis)] if isinstance(source, Node) and isinstance(axis, int) else None  # type: ignore[call-overload]
-    if step != 1 or not isinstance(size, int) or not isinstance(axis, int):
+    given: list[Any] = [*node.args]
+    given += [0, None, None, 1][len(given) - 1 :]
+    source, axis, start, end, step = given
+    size = _shape(source)[axis]
+    if step != 1 or not isinstance(size, int):
         return source, None, 0, 0
-    begin = start if isinstance(start, int) else 0
-    stop = min(end, size) if isinstance(end, int) else size
-    return source, axis % len(_shape(source)) if isinstance(source, Node) else None, begin, stop
+    return source, axis % len(_shape(source)), start or 0, size if end is None else min(end, size)
 
 
 class _Narrowing:
@@ -122,45 +123,44 @@ class _Narrowing:
             _aten.slice.Tensor, (node, axis, start, end), node
         )
 
-    def _call(self, target: Callable[..., object], args: tuple[object, ...], like: Node) -> Node:
-        made = self._graph.call_function(target, args)  # type: ignore[arg-type]
+    def _call(self, target: Any, args: tuple[Any, ...], like: Node) -> Node:
+        made = self._graph.call_function(target, args)
         made.meta.update(
             {key: like.meta[key] for key in ("stack_trace", "nn_module_stack") if key in like.meta}
         )
         values = torch.fx.node.map_arg(args, lambda node: node.meta["val"])
-        made.meta["val"] = target(*values)  # type: ignore[misc]
+        made.meta["val"] = target(*values)
         return made
 
     def _cat(self, node: Node, axis: int, start: int, end: int) -> Node | None:
-        parts = node.args[0]
-        over = node.args[1] if len(node.args) > 1 else 0
-        if not isinstance(parts, list | tuple) or not isinstance(over, int):
-            return None
+        parts, over = self._joined(node)
         rank = len(_shape(node))
         if over % rank != axis:
             return self._call(
                 node.target, ([self._cut(part, axis, start, end) for part in parts], over), node
-            )  # type: ignore[arg-type]
-        kept, begin = [], 0
+            )
+        kept: list[Node] = []
+        begin = 0
         for part in parts:
-            size = _shape(part)[axis]  # type: ignore[arg-type]
+            size = _shape(part)[axis]
             if not isinstance(size, int):
                 return None
             low, high = max(start - begin, 0), min(end - begin, size)
             if low < high:
-                kept.append(self._cut(part, axis, low, high))  # type: ignore[arg-type]
+                kept.append(self._cut(part, axis, low, high))
             begin += size
-        return kept[0] if len(kept) == 1 else self._call(node.target, (kept, over), node)  # type: ignore[arg-type]
+        return kept[0] if len(kept) == 1 else self._call(node.target, (kept, over), node)
 
     def _stack(self, node: Node, axis: int, start: int, end: int) -> Node | None:
-        parts, over = node.args[0], node.args[1] if len(node.args) > 1 else 0
-        if (
-            not isinstance(parts, list | tuple)
-            or not isinstance(over, int)
-            or over % len(_shape(node)) != axis
-        ):
+        parts, over = self._joined(node)
+        if over % len(_shape(node)) != axis:
             return None
-        return self._call(node.target, (list(parts[start:end]), over), node)  # type: ignore[arg-type]
+        return self._call(node.target, (parts[start:end], over), node)
+
+    @staticmethod
+    def _joined(node: Node) -> tuple[list[Node], int]:
+        given: list[Any] = [*node.args]
+        return list(given[0]), given[1] if len(given) > 1 else 0
 
     def _linear(self, node: Node, axis: int, start: int, end: int) -> Node | None:
         x, weight, bias = (*node.args, None)[:3]
@@ -171,7 +171,7 @@ class _Narrowing:
             if bias not in self._parameters:
                 return None
             rows.append(self._rows_of(bias, start, end))
-        return self._call(node.target, tuple(rows), node)  # type: ignore[arg-type]
+        return self._call(node.target, tuple(rows), node)
 
     def _squeeze(self, node: Node, axis: int, start: int, end: int) -> Node | None:
         source, gone = node.args
@@ -179,7 +179,7 @@ class _Narrowing:
             return None
         gone %= len(_shape(source))
         inner = self.narrow(source, axis + (axis >= gone), start, end)
-        return None if inner is None else self._call(node.target, (inner, gone), node)  # type: ignore[arg-type]
+        return None if inner is None else self._call(node.target, (inner, gone), node)
 
     def _unsqueeze(self, node: Node, axis: int, start: int, end: int) -> Node | None:
         source, added = node.args
@@ -189,12 +189,10 @@ class _Narrowing:
         if added == axis:
             return None
         inner = self.narrow(source, axis - (axis > added), start, end)
-        return None if inner is None else self._call(node.target, (inner, added), node)  # type: ignore[arg-type]
+        return None if inner is None else self._call(node.target, (inner, added), node)
 
     def _slice(self, node: Node, axis: int, start: int, end: int) -> Node | None:
         source, along, begin, _ = _slice_of(node)
-        if not isinstance(source, Node):
-            return None
         if along == axis:
             return self._cut(source, axis, begin + start, begin + end)
         if node.args[1:3] == (0, 0) and len(node.args) > 3:  # x[:, a:b] first takes all of the batch
@@ -207,16 +205,18 @@ class _Narrowing:
         if inner is None or any(isinstance(other, Node) for other in others) or (others and node.kwargs):
             return None
         if node.kwargs:
-            made = self._graph.call_function(node.target, (inner,), dict(node.kwargs))  # type: ignore[arg-type]
+            target: Any = node.target
+            made = self._graph.call_function(target, (inner,), dict(node.kwargs))
             made.meta.update(node.meta)
-            made.meta["val"] = node.target(inner.meta["val"], **node.kwargs)  # type: ignore[operator]
+            made.meta["val"] = target(inner.meta["val"], **node.kwargs)
             return made
-        return self._call(node.target, (inner, *others), node)  # type: ignore[arg-type]
+        return self._call(node.target, (inner, *others), node)
 
     def _broadcast(self, node: Node, axis: int, start: int, end: int) -> Node | None:
         if node.kwargs:
             return None
-        rank, made, found = len(_shape(node)), [], False
+        made: list[Any] = []
+        rank, found = len(_shape(node)), False
         for operand in node.args:
             if not isinstance(operand, Node):
                 made.append(operand)
@@ -232,7 +232,7 @@ class _Narrowing:
                 inner = self.narrow(operand, place, start, end)
                 found = found or inner is not None
                 made.append(inner or self._cut(operand, place, start, end))
-        return self._call(node.target, tuple(made), node) if found else None  # type: ignore[arg-type]
+        return self._call(node.target, tuple(made), node) if found else None
 
     def _rows_of(self, parameter: Node, start: int, end: int) -> Node:
         """Rows of a parameter, as a parameter of its own that shares its memory."""

@@ -48,7 +48,8 @@ class Traced:
 
     @property
     def graph(self) -> torch.fx.Graph:
-        return self.program.graph_module.graph
+        graph: torch.fx.Graph = self.program.graph_module.graph
+        return graph
 
     def inputs(self) -> list[Node]:
         """The placeholders of the module's own inputs, in order."""
@@ -78,7 +79,7 @@ class Traced:
 
     def outputs(self) -> list[Node]:
         (output,) = (node for node in self.graph.nodes if node.op == "output")
-        return list(output.args[0])  # type: ignore[arg-type]
+        return list(output.args[0])
 
 
 def trace(module: AllTasks, rows: InputRows) -> Traced:
@@ -113,8 +114,11 @@ def batch_axis(node: Node) -> int | None:
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return None
-    axes = [axis for axis, size in enumerate(value.shape) if isinstance(size, torch.SymInt)]
-    return axes[0] if axes else None
+    return next((axis for axis, size in enumerate(value.shape) if _is_symbolic(size)), None)
+
+
+def _is_symbolic(size: object) -> bool:
+    return isinstance(size, torch.SymInt)
 
 
 def _told(module: AllTasks, inputs: tuple[Tensor, ...], error: Exception) -> str:
@@ -192,7 +196,7 @@ def _refuse_randomness(traced: Traced) -> None:
 def _refuse_static_outputs(traced: Traced, module: AllTasks) -> None:
     for node in traced.outputs():
         value = node.meta.get("val")
-        if not isinstance(value, Tensor) or not isinstance(value.shape[0], torch.SymInt):
+        if not isinstance(value, Tensor) or not _is_symbolic(value.shape[0]):
             shape = tuple(value.shape) if isinstance(value, Tensor) else "unknown"
             raise CaptureError(
                 f"the batch axis of an output of {type(module.module).__name__} comes out static ({shape})"
