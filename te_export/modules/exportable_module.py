@@ -248,7 +248,11 @@ def _assemble(
     predictions = [needed[prediction_name(task.name)] for task in tasks]
     trunk = frozenset.intersection(*predictions)
     reached = frozenset[str]().union(*predictions)
-    sizes = {_short(name): traced.tensor(name).numel() for name in traced.parameter_names().values()}
+    sizes = {
+        _short(name): traced.tensor(name).numel()
+        for name in traced.parameter_names().values()
+        if not traced.is_constant(name)
+    }
     module = TracedModule(traced)
     idle = [spec.name for spec, node in zip(made.specs, traced.inputs(), strict=True) if not node.users]
     if idle:
@@ -291,7 +295,7 @@ def _needed(made: _Made) -> dict[str, frozenset[str]]:
     names = {
         node: _short(name)
         for node, name in traced.parameter_names().items()
-        if traced.tensor(name).is_floating_point()
+        if traced.tensor(name).is_floating_point() and not traced.is_constant(name)
     }
     outputs: list[str] = []
     for task in made.tasks:

@@ -21,20 +21,19 @@ class TracedModule(nn.Module):
 
     def __init__(self, traced: Traced) -> None:
         super().__init__()
-        self._traced = traced
-        self._names = traced.parameter_names()
-        self._inputs = traced.inputs()
+        self._program = traced.program.graph_module
+        self._inputs = {node: index for index, node in enumerate(traced.inputs())}
+        self._held = {node: traced.tensor(name).detach() for node, name in traced.parameter_names().items()}
+        self._placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(Interpreter(self._traced.program.graph_module).run(*self.arguments(inputs)))
+        return tuple(Interpreter(self._program).run(*self.arguments(inputs)))
 
     def arguments(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         """What every placeholder of the graph stands for, in order."""
-        given = dict(zip(self._inputs, inputs, strict=True))
-        placeholders = [node for node in self._traced.graph.nodes if node.op == "placeholder"]
         return [
-            given[node] if node in given else self._traced.tensor(self._names[node]).detach()
-            for node in placeholders
+            inputs[self._inputs[node]] if node in self._inputs else self._held[node]
+            for node in self._placeholders
         ]
 
 
@@ -52,7 +51,7 @@ class _Recorder(Interpreter):
 @torch.no_grad()
 def record_values(traced: Traced, rows: InputRows) -> Mapping[Node, Any]:
     """Every value of the program on some rows, in float64."""
-    recorder = _Recorder(traced)
+    recorder, module = _Recorder(traced), TracedModule(traced)
     with in_float64(rows) as tensors:
-        recorder.run(*TracedModule(traced).arguments(tensors))
+        recorder.run(*module.arguments(tensors))
     return recorder.values

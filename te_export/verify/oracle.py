@@ -1,7 +1,7 @@
 """The oracle: the same torch module, evaluated in float64 without a float64 copy of its weights.
 
-Every torch function that is given float64 and float32 tensors together gets the float32 ones widened for that
-one call, so memory grows by one layer's weights and not by the model's. Widening float32 to float64 is exact.
+Every torch function that is given float32 tensors gets them widened for that one call, so memory grows by one layer's
+weights and not by the model's. Widening float32 to float64 is exact.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from te_export.models.input_rows import InputRows
+from te_export.verify.rounding_scale import rounding_scale
 
 __all__ = [
     "UNIT_ROUNDOFF",
@@ -29,17 +30,12 @@ __all__ = [
 
 UNIT_ROUNDOFF = 2.0**-24
 """Half a unit in the last place of float32: the largest relative error of one correctly rounded operation."""
-_LANES_FACTOR = 0.25
-_EXACT: frozenset[Callable[..., Any]] = frozenset(
-    [torch.relu, nn.functional.relu, torch.stack, torch.cat, Tensor.flatten, Tensor.reshape, Tensor.unsqueeze]
-)
-"""Functions that only move or drop values round nothing."""
 _CASTS: frozenset[Callable[..., Any]] = frozenset([torch.ops.aten._to_copy.default, torch.ops.aten.to.dtype])
 """Where a module asks for float32 itself, the oracle stays in float64."""
 
 
 class _WidenToFloat64(TorchFunctionMode):
-    """Runs each torch function in float64 where any of its tensor arguments is float64."""
+    """Runs each torch function on float64 copies of its float32 arguments."""
 
     def __torch_function__(
         self,
@@ -50,7 +46,7 @@ class _WidenToFloat64(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         tensors = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        if {torch.float32, torch.float64} <= {tensor.dtype for tensor in tensors} or func in _CASTS:
+        if any(tensor.dtype == torch.float32 for tensor in tensors) or func in _CASTS:
             args, kwargs = pytree.tree_map(_widen, (args, kwargs))
         return self.finish(func, args, func(*args, **kwargs))
 
@@ -60,13 +56,8 @@ class _WidenToFloat64(TorchFunctionMode):
 
 
 class _RoundingNoise(_WidenToFloat64):
-    """Adds to every result the error that float32 would be expected to make there.
-
-    Monte Carlo arithmetic (Parker 1997): an elementwise operation errs by up to u·|y|. A sum of n products
-    errs by
-    about u·‖x‖·‖w‖ where roundings have random signs (Higham and Mary 2019), and by a quarter of that in
-    kernels
-    that sum in 16 or more lanes side by side, as all of today's do.
+    """Adds to every result the error that float32 would be expected to make there: Monte Carlo arithmetic (Parker
+    1997), with errors of the size that verify/rounding_scale.py gives.
     """
 
     def __init__(self, seed: int) -> None:
@@ -74,13 +65,14 @@ class _RoundingNoise(_WidenToFloat64):
         self._generator = torch.Generator().manual_seed(seed)
 
     def finish(self, func: Callable[..., Any], args: tuple[Any, ...], result: Any) -> Any:
-        if func in _EXACT or not isinstance(result, Tensor) or result.dtype != torch.float64:
+        if isinstance(result, tuple) and result and isinstance(result[0], Tensor):
+            return (self._noisy(func, args, result[0]), *result[1:])
+        return self._noisy(func, args, result) if isinstance(result, Tensor) else result
+
+    def _noisy(self, func: Callable[..., Any], args: tuple[Any, ...], result: Tensor) -> Tensor:
+        scale = rounding_scale(func, args, result) if result.dtype == torch.float64 else None
+        if scale is None:
             return result
-        scale = result.abs()
-        if func is nn.functional.linear:
-            x, weight = args[0], args[1]
-            norms = torch.linalg.vector_norm(weight, dim=1)  # (out,)
-            scale = scale + _LANES_FACTOR * torch.linalg.vector_norm(x, dim=-1, keepdim=True) * norms
         signs = torch.rand(result.shape, generator=self._generator, dtype=torch.float64).mul_(2.0).sub_(1.0)
         return result + signs.mul_(scale).mul_(UNIT_ROUNDOFF)
 

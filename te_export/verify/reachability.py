@@ -33,13 +33,13 @@ def check_reachability(graphs: GraphSet, model: ExportableModel, captured: Joint
     Raises:
         StructureError: naming the graph, the output, and what is missing or too many.
     """
+    known = frozenset(model.parameter_sizes)
     expected: dict[str, frozenset[str]] = {}
     for value in captured.model.graph.outputs:
         name = str(value.name)
-        needed, found = model.needed[name], _parameters(value, captured)
-        _compare("joint as captured", name, found=found, expected=needed, known=needed | found)
-        expected[name] = found
-    known = frozenset().union(*expected.values())
+        found = frozenset(dependencies_of(value).parameters(captured.sources))
+        _compare("joint as captured", name, found=found & known, expected=_of(model, name), known=known)
+        expected[name] = found & known
     for graph, task, value in _outputs(graphs):
         name = f"{task}.{value.name}" if task else str(value.name)
         above = dependencies_of(value)
@@ -59,8 +59,9 @@ def _outputs(graphs: GraphSet) -> Iterator[tuple[ir.Graph, str, ir.Value]]:
                 yield model.graph, task, value
 
 
-def _parameters(value: ir.Value, captured: JointGraph) -> frozenset[str]:
-    return frozenset(dependencies_of(value).parameters(captured.sources))
+def _of(model: ExportableModel, output: str) -> frozenset[str]:
+    """The checkpoint's parameters that the traced program has an output depend on."""
+    return frozenset(source for name in model.needed[output] for source in model.sources.get(name, (name,)))
 
 
 def _reached(found: Dependencies, graphs: GraphSet) -> frozenset[str]:

@@ -24,6 +24,7 @@ _DRAWS = 2
 _DRAWS_OFF_THE_ORDINARY = 16
 _DRAWS_OF_LARGE_MODELS = 4
 _LARGE_BYTES = 2**28
+_MANY_MULTIPLY_ADDS = 10**7
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,11 @@ def _draw_noise(
     """
     noise = [np.zeros_like(exact) for exact in oracle]
     ordinary = next(stop for name, _, stop in rows.groups if name == ORDINARY)
-    is_large = model.row_cost_bytes > _LARGE_BYTES
+    is_large = model.row_cost_bytes > _LARGE_BYTES or model.multiply_adds > _MANY_MULTIPLY_ADDS
     for seed in range(1, 1 + (_DRAWS_OF_LARGE_MODELS if is_large else _DRAWS_OFF_THE_ORDINARY)):
         start = 0 if seed <= _DRAWS else ordinary
+        if start == len(rows):
+            break
         noisy = evaluate_with_rounding_noise(model.module, rows.x[start:], seed)
         for largest, exact, found in zip(noise, oracle, noisy, strict=True):
             np.maximum(largest[start:], np.abs(found - exact[start:]), out=largest[start:])
