@@ -56,12 +56,13 @@ def partition(captured: JointGraph) -> GraphSet:
     """
     source = captured.model
     outputs = [name for task in captured.tasks for name in captured.outputs_of(task)]
+    tasks = {task: cut_task(captured, task) for task in captured.tasks}
     boundary = _boundary(captured)
     tails = {task: _cut_tail(captured, task, boundary) for task in captured.tasks if boundary}
     return GraphSet(
         joint=_cut(source, _inputs(source), outputs, name="joint"),
         trunk=_cut(source, _inputs(source), boundary, name="trunk") if boundary else None,
-        tasks={task: cut_task(captured, task) for task in captured.tasks},
+        tasks=tasks,
         tails=tails,
         sources=captured.sources,
     )

@@ -42,6 +42,7 @@ class JointGraph:
     sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def outputs_of(self, task: str) -> list[str]:
-        """The names of a task's outputs that the graph gives."""
+        """The names of a task's outputs: its prediction, and its routing weights where the graph gives them."""
         given = {value.name for value in self.model.graph.outputs}
-        return [name for name in (prediction_name(task), routing_weights_name(task)) if name in given]
+        weights = routing_weights_name(task)
+        return [prediction_name(task), *([weights] if weights in given else [])]

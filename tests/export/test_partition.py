@@ -127,5 +127,14 @@ def test_a_tail_that_reads_the_trunk_past_the_expert_features_is_refused(own_cap
 def test_an_output_that_is_not_there_is_refused(own_capture: JointGraph) -> None:
     unknown = JointGraph(model=own_capture.model, tasks=("nobody",), opset=own_capture.opset)
 
-    with pytest.raises(StructureError, match="task-nobody cannot be cut out"):
+    with pytest.raises(StructureError, match=r"task-nobody cannot be cut out .*'nobody\.prediction'"):
         partition(unknown)
+
+
+def test_routing_weights_alone_are_no_task(own_capture: JointGraph) -> None:
+    outputs = own_capture.model.graph.outputs
+    (position,) = [index for index, value in enumerate(outputs) if value.name == "task_1.prediction"]
+    outputs[position].name = "elsewhere"
+
+    with pytest.raises(StructureError, match=r"task-task_1 cannot be cut out .*'task_1\.prediction'"):
+        partition(own_capture)
