@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, r2_score, roc_auc_score
 
 from te_export.models.exportable import ExportableModel
+from te_export.models.input_rows import InputRows
 from te_export.precision import accuracy
 from te_export.precision.accuracy import TaskAccuracy, TaskOracle, evaluate_oracle, measure_accuracy
 from te_export.precision.calibration_data import Labels
@@ -306,7 +307,8 @@ def test_the_oracle_is_the_one_of_the_parity_check_however_it_is_cut(
 def test_rows_that_may_not_be_written_to_are_read(exportable: ExportableModel) -> None:
     x = normal(8, 20).astype(np.float32)
     x.flags.writeable = False
-    assert len(evaluate_oracle(exportable, x)["task_0"].prediction) == 8
+    rows = InputRows({"x": x})
+    assert len(evaluate_oracle(exportable, rows)["task_0"].prediction) == 8
 
 
 def test_torch_float32_is_well_within_the_budget(references: References) -> None:
