@@ -140,14 +140,22 @@ def _assignments(model: ExportableModel) -> str:
     return "**{" + ", ".join(f"{spec.name!r}: …" for spec in model.inputs[:_SHOWN_NAMES]) + "}"
 
 
+def _stored(model: ExportableModel) -> str:
+    """The dtype and shape of the array of each input."""
+    several = len(model.inputs) > 1
+    return ", ".join(
+        f"{spec.name!r} as " * several + f"{spec.dtype} of shape {shown_shape(('rows', *spec.shape))}"
+        for spec in model.inputs[:_SHOWN_NAMES]
+    )
+
+
 def _rows(arrays: Mapping[str, NDArray[np.generic]], model: ExportableModel) -> InputRows:
     specs = [TensorSpec(spec.name, spec.dtype, (BATCH_AXIS, *spec.shape)) for spec in model.inputs]
     try:
         feeds, rows = prepare_inputs({spec.name: arrays[spec.name] for spec in specs}, specs)
     except InputError as error:
-        expected = ", ".join(f"{spec.dtype} {shown_shape(spec.shape)}" for spec in specs[:_SHOWN_NAMES])
         raise UsageError(
-            f"{error}. Store the rows as the model was trained on them: {expected}".replace("batch", "rows")
+            f"{error}. Store the rows as the model was trained on them, {_stored(model)}"
         ) from error
     first = specs[0].name
     if rows < FEWEST_ROWS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import pickle
@@ -17,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from te_export.errors import UsageError
-from te_export.models.exportable import ExportableModel
+from te_export.models.exportable import ExportableModel, ModelInput
 from te_export.precision import calibration_data
 from te_export.precision.calibration_data import FEWEST_ROWS, CalibrationData, read_calibration_data
 
@@ -154,7 +155,7 @@ def test_damage_at_random(tmp_path: Path, exportable: ExportableModel) -> None:
             found = read_calibration_data(path, exportable)
         except UsageError:
             continue
-        assert found.x.shape == (ROWS, WIDTH)
+        assert found.x.arrays["x"].shape == (ROWS, WIDTH)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +216,82 @@ def test_rows_that_do_not_fit(save: Save, exportable: ExportableModel, x: np.nda
     found = refusal(save(x=x), exportable)
     assert message in found
     assert "'x'" in found
+    assert "at least 32" in found or "was trained on them, float32 of shape (rows, 20)" in found
+
+
+@pytest.fixture
+def several(exportable: ExportableModel) -> ExportableModel:
+    """A model of three inputs, one of them called as the axis of rows is."""
+    inputs = (
+        ModelInput("batch", "float32", (2, 3)),
+        ModelInput("ids", "int64", (), below=9),
+        ModelInput("is_new", "bool", (1,)),
+    )
+    return dataclasses.replace(exportable, inputs=inputs)
+
+
+def three(**changes: np.ndarray) -> dict[str, np.ndarray]:
+    ids = np.arange(ROWS, dtype=np.int32)
+    arrays = {"batch": rows()[:, :6].reshape(ROWS, 2, 3), "ids": ids, "is_new": ids[:, None] > 7}
+    return {**arrays, **changes}
+
+
+def save_exactly(path: Path, arrays: dict[str, np.ndarray]) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def test_rows_of_several_inputs_are_cast_and_halved_together(
+    tmp_path: Path, several: ExportableModel
+) -> None:
+    found = read_calibration_data(save_exactly(tmp_path / "data.npz", three()), several)
+    assert {name: array.dtype.name for name, array in found.x.arrays.items()} == {
+        "batch": "float32",
+        "ids": "int64",
+        "is_new": "bool",
+    }
+    assert len(found.x) == ROWS
+    for half, start in ((found.calibration_rows, 0), (found.judged_rows, 1)):
+        for name, array in three().items():
+            np.testing.assert_array_equal(half.arrays[name], array[start::2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch": rows()}, "input 'batch': got shape (40, 20), expected (batch, 2, 3)"),
+        ({"ids": np.arange(ROWS)[:, None]}, "input 'ids': got shape (40, 1), expected (batch,)"),
+        ({"ids": np.arange(39)}, "axis 'batch' is 40 in input 'batch' and 39 in input 'ids'"),
+        ({"ids": np.ones(ROWS)}, "input 'ids': got float64, expected integers"),
+        ({"is_new": np.ones((ROWS, 1), np.int8)}, "input 'is_new': got int8, expected bools"),
+    ],
+)
+def test_one_input_of_several_that_does_not_fit(
+    tmp_path: Path, several: ExportableModel, changes: dict[str, np.ndarray], message: str
+) -> None:
+    found = refusal(save_exactly(tmp_path / "data.npz", three(**changes)), several)
+    assert message in found
+    assert (
+        "Store the rows as the model was trained on them, 'batch' as float32 of shape (rows, 2, 3), "
+        "'ids' as int64 of shape (rows,), 'is_new' as bool of shape (rows, 1)"
+    ) in found
+
+
+def test_an_input_of_several_that_is_missing_or_not_finite(tmp_path: Path, several: ExportableModel) -> None:
+    arrays = three()
+    del arrays["ids"]
+    found = refusal(save_exactly(tmp_path / "data.npz", arrays), several)
+    assert "array 'ids' is missing. Expected 'batch', 'ids', 'is_new' for the rows" in found
+    wrong = rows()[:, :6].reshape(ROWS, 2, 3)
+    wrong[4, 1, 2] = np.inf
+    found = refusal(save_exactly(tmp_path / "data.npz", three(batch=wrong)), several)
+    assert (
+        "array 'batch': 1 of 240 values are NaN or infinite, the first (inf) in row 4, column 1, 2" in found
+    )
+    (tmp_path / "data.npz").write_bytes(b"")
+    assert "numpy.savez(file, **{'batch': …, 'ids': …, 'is_new': …})" in refusal(
+        tmp_path / "data.npz", several
+    )
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -294,7 +371,7 @@ def test_memory_that_runs_out_is_told(
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_rows_of_any_width_are_cast(read: Read, dtype: str, order: str) -> None:
     x = np.array(rows() * 10, dtype=np.float32).clip(0, 100).astype(dtype, order=order)
-    found = read(x=x).x
+    found = read(x=x).x.arrays["x"]
     assert found.dtype == np.dtype("=f4")
     assert found.flags.c_contiguous
     np.testing.assert_array_equal(found, x.astype(np.float32))
@@ -332,7 +409,7 @@ def test_every_row_calibrates_or_judges(
     path = tmp_path_factory.getbasetemp() / "halves.npz"
     np.savez(path, x=rows(count, seed), **labels(0, classes(count)))
     found = read_calibration_data(path, exportable)
-    judged, calibrating = found.judged_rows, found.calibration_rows
+    judged, calibrating = (rows.arrays["x"] for rows in (found.judged_rows, found.calibration_rows))
     assert judged.flags.c_contiguous
     assert calibrating.flags.c_contiguous
     np.testing.assert_array_equal(calibrating, rows(count, seed)[0::2])
