@@ -122,17 +122,19 @@ def folder_digest(folder: Path) -> str:
 def rms_ratios(bundle: Path, checkpoint: Path) -> dict[str, float]:
     """RMS error of the bundle over torch float32's own, on 2,000 standard normal rows, per task."""
     import numpy as np
-    import torch
 
     import te_runtime
     from te_export.checkpoint import read_checkpoint
+    from te_export.models.input_rows import InputRows
     from te_export.models.task_expert_checkpoint import load_task_expert
     from te_export.verify.oracle import evaluate_float32, evaluate_float64
 
     model = load_task_expert(read_checkpoint(checkpoint), task_names=None, tasks=None)
-    x = np.random.default_rng(7).standard_normal((2_000, model.input_dim), dtype=np.float32)
-    oracle = evaluate_float64(model.module, torch.from_numpy(x))[1::2]
-    single = evaluate_float32(model.module, torch.from_numpy(x), np.array_split(np.arange(len(x)), 32))[1::2]
+    (spec,) = model.inputs
+    x = np.random.default_rng(7).standard_normal((2_000, *spec.shape), dtype=np.float32)
+    rows = InputRows({spec.name: x})
+    oracle = evaluate_float64(model.module, rows)[1::2]
+    single = evaluate_float32(model.module, rows, np.array_split(np.arange(len(x)), 32))[1::2]
     with te_runtime.load(bundle, provider="cpu") as loaded:
         found = loaded.predict(x)
     return {

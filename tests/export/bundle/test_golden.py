@@ -14,11 +14,11 @@ from te_export.verify.references import References
 
 
 def test_the_same_references_give_the_same_bytes(references: References) -> None:
-    assert golden_file(references, "x") == golden_file(references, "x")
+    assert golden_file(references, ["x"]) == golden_file(references, ["x"])
 
 
 def test_no_entry_carries_a_time_a_comment_or_compression(references: References) -> None:
-    data, _ = golden_file(references, "x")
+    data, _ = golden_file(references, ["x"])
 
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         assert archive.comment == b""
@@ -29,7 +29,7 @@ def test_no_entry_carries_a_time_a_comment_or_compression(references: References
 
 
 def test_rows_are_probe_rows_of_every_group_with_the_oracles_outputs(references: References) -> None:
-    data, groups = golden_file(references, "x")
+    data, groups = golden_file(references, ["x"])
     arrays = dict(np.load(io.BytesIO(data), allow_pickle=False))
 
     rows = references.rows
@@ -39,7 +39,7 @@ def test_rows_are_probe_rows_of_every_group_with_the_oracles_outputs(references:
     assert x.shape == (count, 20)
     assert x.dtype == np.float32
     assert len(np.unique(x, axis=0)) == count
-    index = [int(np.flatnonzero((rows.x == row).all(axis=1))[0]) for row in x]
+    index = [int(np.flatnonzero((rows.x.arrays["x"] == row).all(axis=1))[0]) for row in x]
     assert index == sorted(index)
     start = 0
     for group, (_, first, after) in zip(groups, rows.groups, strict=True):
@@ -59,7 +59,7 @@ def test_groups_of_few_rows_give_all_they_have(references: References) -> None:
         rows=ProbeRows(x=references.rows.x[few], groups=(("ordinary", 0, 5), ("large", 5, 6))),
     )
 
-    data, groups = golden_file(cut, "x")
+    data, groups = golden_file(cut, ["x"])
 
     assert [(group.name, group.rows) for group in groups] == [("ordinary", 5), ("large", 1)]
     assert len(np.load(io.BytesIO(data))["input.x"]) == 6

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 import te_export
+from te_export.models.input_rows import InputRows
 from te_export.precision.latency import BATCH_SIZES, LatencyRatio, latency_feeds, measure_ratios
 from te_runtime.manifest import GraphSpec, TensorSpec
 from te_runtime.session import open_session
@@ -45,7 +46,7 @@ class FakeSession:
         return [np.zeros(1)]
 
 
-FEEDS = latency_feeds("x", np.zeros((5, 3), np.float32))
+FEEDS = latency_feeds(["x"], InputRows({"x": np.zeros((5, 3), np.float32)}))
 
 
 def measured(
@@ -118,7 +119,7 @@ def test_there_must_be_a_session() -> None:
 @pytest.mark.parametrize("rows", [1, 16, 64, 100])
 def test_feeds_repeat_rows_where_they_are_too_few(rows: int) -> None:
     x = np.arange(rows * 3, dtype=np.float32).reshape(rows, 3)
-    feeds = latency_feeds("x", x)
+    feeds = latency_feeds(["x"], InputRows({"x": x}))
     assert tuple(feeds) == BATCH_SIZES
     for batch, feed in feeds.items():
         np.testing.assert_array_equal(feed["x"], np.concatenate([x] * 64)[:batch])
@@ -132,7 +133,7 @@ def test_real_sessions(exported: te_export.ExportResult) -> None:
         name: open_session(Path(root) / spec.path, spec, provider="cpu", threads=1)
         for name, spec in (("joint", variant.joint), ("one task", one_task))
     }
-    feeds = latency_feeds("x", np.zeros((16, 20), np.float32))
+    feeds = latency_feeds(["x"], InputRows({"x": np.zeros((16, 20), np.float32)}))
     found = measure_ratios(sessions, feeds, seconds=0.05)
     assert [(entry.name, entry.batch) for entry in found][:2] == [("joint", 1), ("one task", 1)]
     assert all(0 < entry.low <= entry.ratio <= entry.high and entry.latency_us > 0 for entry in found)

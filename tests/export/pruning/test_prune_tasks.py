@@ -21,6 +21,7 @@ from te_export.capture.torch_capture import capture
 from te_export.cli import command
 from te_export.errors import ParityError, UsageError
 from te_export.models.exportable import ExportableModel
+from te_export.models.input_rows import InputRows
 from te_export.options import ExportOptions, ExportResult, OptimizeLevel, TargetProvider
 from te_export.partition import partition
 from te_export.precision.accuracy import evaluate_oracle
@@ -204,13 +205,13 @@ def test_nothing_goes_where_every_expert_is_used(
 
 
 def evaluation_of(model: ExportableModel, files: Path) -> Evaluation:
-    x = np.load(files / "rows.npz")["x"]
+    x = InputRows({"x": np.load(files / "rows.npz")["x"]})
     return Evaluation(
         source="calibration data",
-        x=x[1::2].copy(),
-        tasks=evaluate_oracle(model, x[1::2].copy()),
+        x=x[1::2],
+        tasks=evaluate_oracle(model, x[1::2]),
         budget_points=50.0,
-        calibration=x[0::2].copy(),
+        calibration=x[0::2],
     )
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from te_export.models.exportable import ExportableModel
+from te_export.models.input_rows import InputRows
 from te_export.verify.batches import BATCH_SIZES, plan_batches
 from te_export.verify.oracle import (
     UNIT_ROUNDOFF,
@@ -21,15 +22,16 @@ from te_export.verify.oracle import (
 from te_export.verify.references import References
 
 
-def rows(count: int, width: int, scale: float = 1.0) -> torch.Tensor:
-    return torch.randn(count, width, generator=torch.Generator().manual_seed(3)) * scale
+def rows(count: int, width: int, scale: float = 1.0) -> InputRows:
+    x = torch.randn(count, width, generator=torch.Generator().manual_seed(3)) * scale
+    return InputRows({"x": x.numpy()})
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e3])
 def test_it_is_the_double_module_to_the_last_bit(scale: float, exportable: ExportableModel) -> None:
     x = rows(37, 20, scale)
     with torch.no_grad():
-        expected = copy.deepcopy(exportable.module).double()(x.double())
+        expected = copy.deepcopy(exportable.module).double()(*(tensor.double() for tensor in x.tensors()))
 
     found = evaluate_float64(exportable.module, x)
 
@@ -93,7 +95,7 @@ def test_it_widens_every_operator_and_leaves_integers_alone() -> None:
     module = WithOtherOperators().eval()
     x = rows(5, 20)
     with torch.no_grad():
-        (expected,) = copy.deepcopy(module).double()(x.double())
+        (expected,) = copy.deepcopy(module).double()(*(tensor.double() for tensor in x.tensors()))
 
     (found,) = evaluate_float64(module, x)
 
@@ -150,7 +152,7 @@ def test_batches_of_small_sizes_reach_every_group(size: int, references: Referen
 def test_rounding_noise_is_of_the_size_of_torchs_own_rounding(
     exportable: ExportableModel, references: References
 ) -> None:
-    x = torch.from_numpy(references.rows.x[:320])
+    x = references.rows.x[:320]
     oracle = evaluate_float64(exportable.module, x)
     noisy = evaluate_with_rounding_noise(exportable.module, x, seed=1)
     single = evaluate_float32(exportable.module, x, [np.arange(320)])

@@ -52,7 +52,7 @@ def test_the_graphs_as_exported_pass(
 def test_the_figures_are_what_an_independent_check_finds(
     task: str, bundle: Path, references: References, exported: te_export.ExportResult
 ) -> None:
-    x = references.rows.x
+    x = references.rows.x.arrays["x"]
     joint = run_in_batches(bundle / "fp32/joint.onnx", {"x": x})
     alone = run_in_batches(bundle / f"fp32/task-{task}.onnx", {"x": x})
     single = run_in_batches(bundle / f"fp32/standalone-{task}.onnx", {"x": x})
@@ -86,7 +86,7 @@ def test_the_figures_are_what_an_independent_check_finds(
 
 
 def test_the_tails_count_too(bundle: Path, references: References, exported: te_export.ExportResult) -> None:
-    x = references.rows.x
+    x = references.rows.x.arrays["x"]
     index = np.concatenate(plan_batches(len(x)))
     trunk = onnxruntime.InferenceSession(str(bundle / "fp32/trunk.onnx"), providers=["CPUExecutionProvider"])
     tail = onnxruntime.InferenceSession(

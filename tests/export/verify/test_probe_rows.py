@@ -10,6 +10,7 @@ import torch
 
 from te_export.errors import GateError
 from te_export.models.exportable import ExportableModel
+from te_export.models.input_rows import InputRows
 from te_export.models.task_expert import TaskExpertModel
 from te_export.verify.probe_rows import ORDINARY, ProbeRows, make_probe_rows
 from te_export.verify.references import References, utilization
@@ -19,13 +20,13 @@ Load = Callable[..., ExportableModel]
 
 
 def group(rows: ProbeRows, name: str) -> np.ndarray:
-    (found,) = [rows.x[start:stop] for group, start, stop in rows.groups if group == name]
+    (found,) = [rows.x.arrays["x"][start:stop] for group, start, stop in rows.groups if group == name]
     return found
 
 
 @torch.no_grad()
-def answers(model: ExportableModel, x: np.ndarray) -> list[torch.Tensor]:
-    return list(model.module(torch.from_numpy(x)))
+def answers(model: ExportableModel, x: InputRows) -> list[torch.Tensor]:
+    return list(model.module(*x.tensors()))
 
 
 def test_the_same_model_gives_the_same_rows(exportable: ExportableModel, references: References) -> None:
@@ -34,7 +35,7 @@ def test_the_same_model_gives_the_same_rows(exportable: ExportableModel, referen
     again = make_probe_rows(exportable)
 
     assert again.groups == references.rows.groups
-    assert again.x.tobytes() == references.rows.x.tobytes()
+    assert again.x.arrays["x"].tobytes() == references.rows.x.arrays["x"].tobytes()
 
 
 def test_groups_are_contiguous_and_cover_all_rows(references: References) -> None:
@@ -44,8 +45,9 @@ def test_groups_are_contiguous_and_cover_all_rows(references: References) -> Non
     assert [stop - start for _, start, stop in rows.groups] == [320, 80, 40, 80]
     assert [start for _, start, _ in rows.groups] == [0, *(stop for _, _, stop in rows.groups[:-1])]
     assert rows.groups[-1][2] == len(rows) == 520
-    assert rows.x.shape == (520, 20)
-    assert rows.x.dtype == np.float32
+    assert list(rows.x.arrays) == ["x"]
+    assert rows.x.arrays["x"].shape == (520, 20)
+    assert rows.x.arrays["x"].dtype == np.float32
 
 
 def test_each_group_is_what_its_name_says(references: References) -> None:
@@ -63,7 +65,7 @@ def test_each_group_is_what_its_name_says(references: References) -> None:
 
 
 def test_rows_and_what_torch_answers_are_finite(exportable: ExportableModel, references: References) -> None:
-    assert np.isfinite(references.rows.x).all()
+    assert np.isfinite(references.rows.x.arrays["x"]).all()
     for output in answers(exportable, references.rows.x):
         assert bool(torch.isfinite(output).all())
 
@@ -111,7 +113,7 @@ def test_corner_configs_have_rows_too(changes: dict[str, object], make_model: Ma
     rows = make_probe_rows(model)
 
     assert len(rows) == 520
-    assert np.isfinite(rows.x).all()
+    assert np.isfinite(rows.x.arrays["x"]).all()
 
 
 def test_a_gate_that_never_moves_is_no_problem(make_model: MakeModel, load: Load) -> None:
@@ -121,7 +123,7 @@ def test_a_gate_that_never_moves_is_no_problem(make_model: MakeModel, load: Load
 
     rows = make_probe_rows(load(state))
 
-    assert np.isfinite(rows.x).all()
+    assert np.isfinite(rows.x.arrays["x"]).all()
 
 
 def test_a_model_that_overflows_on_ordinary_rows_is_refused(make_model: MakeModel, load: Load) -> None:
@@ -137,7 +139,7 @@ def test_no_group_leaves_float32_where_large_rows_just_stay_within(make_model: M
         state[name].zero_()
     model = load(state)
     large = group(make_probe_rows(model), "large")
-    reach = max(float(values.abs().max()) for values in answers(model, large)[1::2])
+    reach = max(float(values.abs().max()) for values in answers(model, InputRows({"x": large}))[1::2])
     for name in [name for name in state if name.startswith("task_heads") and name.endswith("3.weight")]:
         state[name].mul_(2e38 / reach)
     model = load(state)

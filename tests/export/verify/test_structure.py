@@ -11,7 +11,7 @@ import pytest
 
 from te_export.capture.joint_graph import JointGraph
 from te_export.errors import StructureError
-from te_export.models.exportable import ExportableModel
+from te_export.models.exportable import ExpertFeatures, ExportableModel
 from te_export.partition import GraphSet, partition
 from te_export.verify.structure import check_structure
 
@@ -304,7 +304,7 @@ def test_routing_weights_must_be_an_output(
 def test_another_number_of_experts_is_refused(
     graphs: GraphSet, exportable: ExportableModel, captured: JointGraph
 ) -> None:
-    other = dataclasses.replace(exportable, num_experts=4)
+    other = dataclasses.replace(exportable, expert_features=ExpertFeatures(num_experts=4, expert_dim=8))
 
     with pytest.raises(
         StructureError, match=r"trunk: expert_features has shape \[batch,3,8\], expected \[batch, 4, 8\]"
@@ -315,7 +315,7 @@ def test_another_number_of_experts_is_refused(
 def test_another_output_width_is_refused(
     graphs: GraphSet, exportable: ExportableModel, captured: JointGraph
 ) -> None:
-    tasks = tuple(dataclasses.replace(task, output_dim=task.output_dim + 1) for task in exportable.tasks)
+    tasks = tuple(dataclasses.replace(task, output_shape=(task.output_dim + 1,)) for task in exportable.tasks)
 
     with pytest.raises(StructureError, match=r"task_0\.prediction has shape \[batch,4\], expected"):
         check_structure(graphs, dataclasses.replace(exportable, tasks=tasks), captured)
