@@ -80,7 +80,7 @@ def _row_count(model: ExportableModel) -> int:
         model.bytes_of(model.trunk_parameters), 4 * model.multiply_adds
     )
     fewest = _FEWEST_ROWS_OF_CONVOLUTIONS if model.multiply_adds else _FEWEST_ROWS
-    return max(fewest, min(_ROWS, int(_ROWS_TIMES_BYTES / read_bytes)))
+    return max(fewest, min(_ROWS, int(_ROWS_TIMES_BYTES / max(1, read_bytes))))
 
 
 def _ordinary(model: ExportableModel, rng: np.random.Generator, rows: int) -> InputRows:
@@ -180,7 +180,9 @@ def _finite(model: ExportableModel, rows: InputRows) -> InputRows:
         return rows
     arrays = {name: array.copy() for name, array in rows.arrays.items()}
     for spec in model.inputs:
-        known = spec.examples if spec.examples is not None else arrays[spec.name][good][:1]
+        known = spec.examples
+        if known is None:  # one that was answered, or where none was, those drawn
+            known = arrays[spec.name][good][:1] if good.any() else arrays[spec.name]
         arrays[spec.name][~good] = known[np.arange(int((~good).sum())) % len(known)]
     mended = InputRows(arrays)
     if not bool(_is_finite(model, mended.tensors()).all()):
