@@ -150,11 +150,14 @@ def verify(
 
 
 def _whole_graphs(bundle: Bundle, variant: Variant) -> Iterator[tuple[GraphSpec, tuple[TaskSpec, ...]]]:
-    """The graphs that go from the model's inputs to predictions, with the tasks that each one answers."""
+    """The graphs that go from the model's inputs to predictions, with the tasks that each one answers; without a
+    trunk, task graphs are the tails, which have run.
+    """
     tasks = bundle.manifest.tasks
     yield variant.joint, tasks
     for task, graphs in zip(tasks, variant.tasks, strict=True):
-        yield graphs.graph, (task,)
+        if variant.trunk is not None:
+            yield graphs.graph, (task,)
         if graphs.standalone is not None:
             yield graphs.standalone, (task,)
 

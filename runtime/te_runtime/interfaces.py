@@ -38,6 +38,11 @@ def check_interfaces(manifest: Manifest, where: str) -> None:
             for task, graphs in zip(manifest.tasks, variant.tasks, strict=True):
                 _check_task_graph(task, graphs.graph, manifest.inputs)
                 _check_task_graph(task, graphs.tail, (*manifest.inputs, *made))
+                if variant.trunk is None and graphs.tail != graphs.graph:
+                    raise _MisfitError(
+                        f"tail of task {task.name!r} is {graphs.tail.path!r}, expected its task graph "
+                        f"{graphs.graph.path!r} where trunk is null"
+                    )
                 if graphs.standalone is not None:
                     _check_task_graph(task, graphs.standalone, manifest.inputs)
                 if graphs.pruned is not None:
@@ -54,7 +59,7 @@ def variant_graphs(variant: Variant) -> Iterator[GraphSpec]:
         yield variant.trunk
     for task in variant.tasks:
         yield task.graph
-        if task.tail != task.graph:  # without a trunk they are one
+        if variant.trunk is not None:  # without one, tail and task graph are one file
             yield task.tail
         if task.standalone is not None:
             yield task.standalone

@@ -127,6 +127,12 @@ MISFITS: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
         "uses 'fp32/tail-task_1.onnx' twice",
     ),
     (
+        "tail is the task graph",
+        lambda m: m["variants"][0]["tasks"][0].update(tail=m["variants"][0]["tasks"][0]["graph"]),
+        "uses 'fp32/task-task_0.onnx' twice",
+    ),
+    ("no trunk", lambda m: m["variants"][0].update(trunk=None), "reads 'experts', which nothing gives"),
+    (
         "tail as graph",
         lambda m: graph(m, "graph").update(path="fp32/weights.bin"),
         "uses 'fp32/weights.bin' twice",

@@ -1,6 +1,7 @@
 """Writes a tiny, real, seeded bundle: a multi-task mixture of experts, and its golden rows.
 
-x (B, 6) → Gemm, Relu → h (B, 5) → stacked experts → experts (B, K, 4) → per task: gate, fusion, head.
+x (B, 6) → Gemm, Relu → h (B, 5) → stacked experts → experts (B, K, 4) → per task: gate, fusion, head. Gates read
+the experts, or the model's inputs. Without a trunk each task graph holds it all.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class TinyOptions:
     experts: int = 3
     outputs: dict[str, int] = field(default_factory=lambda: {"task_0": 2, "task_1": 2})
     gated: bool = True
+    gates_read_inputs: bool = False
+    trunk: bool = True
     two_inputs: bool = False
     standalone: bool = True
     hidden: int = HIDDEN
@@ -74,7 +77,8 @@ class TinyBundle:
         shapes = {"backbone.w": (wide, hidden), "backbone.b": (hidden,), "experts.w": (hidden, k * WIDTH)}
         shapes["experts.b"] = (k * WIDTH,)
         for task, out in self.options.outputs.items():
-            shapes |= {f"{task}.gate.w": (k * WIDTH, k), f"{task}.gate.b": (k,)}
+            gate_wide = wide if self.options.gates_read_inputs else k * WIDTH
+            shapes |= {f"{task}.gate.w": (gate_wide, k), f"{task}.gate.b": (k,)}
             shapes |= {f"{task}.head.w": (WIDTH, out), f"{task}.head.b": (out,)}
         return {name: self.rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
@@ -97,7 +101,9 @@ class TinyBundle:
         for task in self.options.outputs:
             fused = experts.mean(axis=1)
             if self.options.gated:
-                logits = flat @ w[f"{task}.gate.w"] + w[f"{task}.gate.b"]
+                logits = (x if self.options.gates_read_inputs else flat) @ w[f"{task}.gate.w"] + w[
+                    f"{task}.gate.b"
+                ]
                 weights = np.exp(logits - logits.max(axis=1, keepdims=True))
                 weights /= weights.sum(axis=1, keepdims=True)
                 fused = np.einsum("bk,bkd->bd", weights, experts)
@@ -128,12 +134,16 @@ class TinyBundle:
 
     def _write_graphs(self, root: Path) -> dict[str, GraphSpec]:
         experts = TensorSpec("experts", "float32", ("batch", self.options.experts, WIDTH))
-        graphs = {"trunk": self._graph(root, "trunk", self.inputs, [experts], self._trunk_nodes())}
+        graphs = {}
+        if self.options.trunk:
+            graphs["trunk"] = self._graph(root, "trunk", self.inputs, [experts], self._trunk_nodes())
+        reading = [*self.inputs, experts] if self.options.gates_read_inputs else [experts]
         joint_nodes, joint_outputs = self._trunk_nodes(), []
         for task in self.tasks:
             own = self._promises(task, "")
             tail = self._tail_nodes(task.name, "")
-            graphs[f"tail-{task.name}"] = self._graph(root, f"tail-{task.name}", [experts], own, tail)
+            if self.options.trunk:
+                graphs[f"tail-{task.name}"] = self._graph(root, f"tail-{task.name}", reading, own, tail)
             whole = self._trunk_nodes() + tail
             graphs[f"task-{task.name}"] = self._graph(root, f"task-{task.name}", self.inputs, own, whole)
             if self.options.standalone:
@@ -166,8 +176,12 @@ class TinyBundle:
         weights = f"{prefix}routing_weights"
         nodes = [helper.make_node("ReduceMean", ["experts"], [own("fused")], axes=[1], keepdims=0)]
         if self.options.gated:
+            read = helper.make_node("Flatten", ["experts"], [own("flat")], axis=1)
+            if self.options.gates_read_inputs:
+                names = [spec.name for spec in self.inputs]
+                read = helper.make_node("Concat", names, [own("flat")], axis=1)
             nodes = [
-                helper.make_node("Flatten", ["experts"], [own("flat")], axis=1),
+                read,
                 helper.make_node("Gemm", [own("flat"), f"{task}.gate.w", f"{task}.gate.b"], [own("logits")]),
                 helper.make_node("Softmax", [own("logits")], [weights], axis=-1),
                 helper.make_node("Unsqueeze", [weights, "axis_1"], [own("row")]),
@@ -211,7 +225,7 @@ class TinyBundle:
             TaskGraphs(
                 task.name,
                 graphs[f"task-{task.name}"],
-                graphs[f"tail-{task.name}"],
+                graphs[f"tail-{task.name}" if self.options.trunk else f"task-{task.name}"],
                 graphs.get(f"standalone-{task.name}"),
             )
             for task in self.tasks
@@ -244,7 +258,7 @@ class TinyBundle:
                     target_provider="cpu",
                     weights=WEIGHTS,
                     joint=graphs["joint"],
-                    trunk=graphs["trunk"],
+                    trunk=graphs.get("trunk"),
                     tasks=tasks,
                     kept_weights=(),
                     accuracy=(),
