@@ -27,12 +27,16 @@ RECORDED = (1, 4)
 KINDS = {"plain": CudaOptions(), "recorded": CudaOptions(graph_batch_sizes=RECORDED)}
 
 
-@pytest.fixture(scope="module", params=["one input", "two inputs", "no gate"])
+@pytest.fixture(
+    scope="module", params=["one input", "two inputs", "no gate", "gates read inputs", "no trunk"]
+)
 def root(request: pytest.FixtureRequest, tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = {
         "one input": {},
         "two inputs": {"two_inputs": True},
         "no gate": {"gated": False},
+        "gates read inputs": {"gates_read_inputs": True, "two_inputs": True},
+        "no trunk": {"trunk": False, "two_inputs": True},
     }
     path = tmp_path_factory.mktemp("device") / "tiny-onnx"
     tiny.write_tiny_bundle(path, **options[request.param])
@@ -114,6 +118,14 @@ def count_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ran
 
 
+def in_split(root: Path, *tasks: str) -> list[str]:
+    """What answers these tasks in mode split."""
+    variant = open_bundle(root).manifest.variants[0]
+    if variant.trunk is None:
+        return [f"fp32/task-{task}.onnx" for task in tasks]
+    return ["fp32/trunk.onnx", *(f"fp32/tail-{task}.onnx" for task in tasks)]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_graph_runs_once_and_only_what_is_asked_for(
     root: Path, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -122,7 +134,7 @@ def test_each_graph_runs_once_and_only_what_is_asked_for(
     split = on_device(root, "split", KINDS[kind])
     ran.clear()
     split.run(feeds(root, 4), 4, ["task_1"])
-    assert ran == ["fp32/trunk.onnx", "fp32/tail-task_1.onnx"]
+    assert ran == in_split(root, "task_1")
     ran.clear()
     joint = on_device(root, "joint", KINDS[kind])
     ran.clear()
@@ -146,13 +158,13 @@ def test_every_batch_size_is_recorded_while_loading_and_all_runs_share_one_threa
 
     monkeypatch.setattr(OrtSession, "run_bound", run_bound)
     split = on_device(root, "split", CudaOptions(graph_batch_sizes=(1, 8)))
-    assert ran == 2 * ["fp32/trunk.onnx", "fp32/tail-task_0.onnx", "fp32/tail-task_1.onnx"]
+    assert ran == 2 * in_split(root, "task_0", "task_1")
     callers = [threading.Thread(target=split.run, args=(feeds(root, 8), 8, ["task_0"])) for _ in range(3)]
     for caller in callers:
         caller.start()
     for caller in callers:
         caller.join()
-    assert len(ran) == 6 + 3 * 2
+    assert len(ran) == 2 * len(in_split(root, "task_0", "task_1")) + 3 * len(in_split(root, "task_0"))
     assert threads == {"te_runtime-cuda_0"}
 
 

@@ -45,7 +45,9 @@ def test_a_mode_that_is_none_is_refused(pristine: Path) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 9, 64])
-@pytest.mark.parametrize("options", [{}, {"gated": False}, {"two_inputs": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"gated": False}, {"two_inputs": True}, {"gates_read_inputs": True, "two_inputs": True}]
+)
 def test_every_mode_gives_the_same(
     tiny: ModuleType, tmp_path: Path, batch: int, options: dict[str, object]
 ) -> None:
