@@ -72,10 +72,11 @@ def quiet_torch() -> Iterator[None]:
     """Keep torch's own remarks on its internals (optional packages, deprecations within torch) off the
     person's screen.
     """
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    known = [*logging.root.manager.loggerDict]
+    loggers = [logging.getLogger(name) for name in known if name.split(".")[0] in ("torch", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             for category in (FutureWarning, DeprecationWarning, UserWarning):

@@ -40,10 +40,8 @@ class InputRows:
         return {name: self.arrays[name] for name in names}
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """What the module's forward takes, sharing the memory of arrays that may be written to."""
-        return tuple(
-            torch.from_numpy(np.require(array, requirements=["C", "W"])) for array in self.arrays.values()
-        )
+        """What the module's forward takes: copies, for it may write to them."""
+        return tuple(torch.from_numpy(np.array(array, order="C")) for array in self.arrays.values())
 
     @property
     def has_floats(self) -> bool:

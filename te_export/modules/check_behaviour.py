@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,27 +13,31 @@ from torch.fx import Node
 from te_export.errors import CaptureError
 from te_export.models.input_rows import InputRows
 from te_export.modules.all_tasks import AllTasks
-from te_export.modules.blame import line_of_attribute, line_of_node
+from te_export.modules.blame import line_of_attribute, line_of_error, line_of_node
 from te_export.modules.trace import Traced, batch_axis
 from te_export.modules.traced_module import record_values
 
-__all__ = ["check_rows_apart", "check_stays_as_it_is"]
+__all__ = ["MIDDLE", "check_rows_apart", "check_stays_as_it_is"]
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _TOLERANCE = 1e-9
+MIDDLE = 3
+"""Which row of each half is the same: rows before and after it are others, for what looks one way alone."""
 
 
 def check_stays_as_it_is(module: AllTasks, rows: InputRows) -> None:
-    """Ask the module twice.
+    """Ask the module twice, and for one row alone.
 
     Raises:
-        CaptureError: a parameter, buffer or plain attribute changed, or the second answer is another.
+        CaptureError: a parameter, buffer or plain attribute changed, the second answer is another, or one row is
+            answered in another shape.
     """
     before, versions = _attributes(module.module), _versions(module.module)
     with torch.no_grad():
         first = [answer.clone() for answer in module(*rows.tensors())]
         _refuse_changes(module.module, before, versions)
         second = module(*rows.tensors())
+    _refuse_another_shape(module, rows, first)
     for one, other in zip(first, second, strict=True):
         if not torch.equal(one.nan_to_num(), other.nan_to_num()):
             raise CaptureError(
@@ -42,11 +46,30 @@ def check_stays_as_it_is(module: AllTasks, rows: InputRows) -> None:
             )
 
 
+def _refuse_another_shape(module: AllTasks, rows: InputRows, several: Sequence[Tensor]) -> None:
+    name = type(module.module).__name__
+    mend = "Write squeeze(1) or flatten(1) for squeeze(), and take out of forward what looks at the number of rows"
+    try:
+        with torch.no_grad():
+            alone = module(*rows[[0]].tensors())
+    except Exception as error:
+        where = line_of_error(error)
+        raise CaptureError(
+            f"{name} fails on one row alone with {type(error).__name__}: {error!s:.300}{f' ({where})' if where else ''}, "
+            f"and a bundle answers any number of rows. {mend}"
+        ) from error
+    shapes = [(tuple(one.shape[1:]), tuple(more.shape[1:])) for one, more in zip(alone, several, strict=True)]
+    if any(one != more for one, more in shapes) or any(len(one) != 1 for one in alone):
+        found = ", ".join(str(tuple(one.shape)) for one in alone)
+        expected = ", ".join(str((1, *more)) for _, more in shapes)
+        raise CaptureError(f"{name} answers one row with shapes {found}, expected {expected}. {mend}")
+
+
 def check_rows_apart(traced: Traced, rows: InputRows) -> None:
     """Compare what every operator gives for one row among different others.
 
     Args:
-        rows: an even number, of which both halves begin with the same row.
+        rows: an even number, of which both halves have the same row at MIDDLE.
 
     Raises:
         CaptureError: a row's value depends on the other rows, naming the line.
@@ -56,8 +79,7 @@ def check_rows_apart(traced: Traced, rows: InputRows) -> None:
     for node in traced.graph.nodes:
         if node.op != "call_function":
             continue
-        found, expected = _first_row(node, one), _first_row(node, other)
-        if found is None or expected is None or _same(found, expected):
+        if _same_for_the_row(node, one, other, half):
             continue
         where = line_of_node(node)
         raise CaptureError(
@@ -67,12 +89,26 @@ def check_rows_apart(traced: Traced, rows: InputRows) -> None:
         )
 
 
-def _first_row(node: Node, values: Mapping[Node, Any]) -> Tensor | None:
-    value = values.get(node)
-    if not isinstance(value, Tensor) or not value.numel():
-        return None
+def _same_for_the_row(node: Node, one: Mapping[Node, Any], other: Mapping[Node, Any], rows: int) -> bool:
+    """Whether what a node gives for the row at MIDDLE is the same in both; of a value without a batch axis, all of it.
+
+    Where several entries of an axis belong to a row, they may lie together or a whole batch apart.
+    """
+    values = (one.get(node), other.get(node))
+    found, expected = values
+    if not isinstance(found, Tensor) or not isinstance(expected, Tensor) or not found.numel():
+        return True
     axis = batch_axis(node)
-    return value if axis is None else value.select(axis, 0)
+    if axis is None:
+        return _same(found, expected)
+    each, odd = divmod(found.shape[axis], rows)
+    if odd or not each:
+        return True
+    together = (value.narrow(axis, MIDDLE * each, each) for value in (found, expected))
+    apart = (
+        value.index_select(axis, torch.arange(MIDDLE, value.shape[axis], rows)) for value in (found, expected)
+    )
+    return _same(*together) or _same(*apart)
 
 
 def _same(found: Tensor, expected: Tensor) -> bool:

@@ -18,7 +18,7 @@ from te_export.models.exportable import ExportableModel, ModelInput, TaskOutput
 from te_export.models.input_rows import InputRows, join_rows
 from te_export.models.task_names import select_tasks
 from te_export.modules.all_tasks import PARAMETER_PREFIX, AllTasks, evaluating
-from te_export.modules.check_behaviour import check_rows_apart, check_stays_as_it_is
+from te_export.modules.check_behaviour import MIDDLE, check_rows_apart, check_stays_as_it_is
 from te_export.modules.example_inputs import Example, ExampleInputs, input_dtype, read_example_inputs
 from te_export.modules.find_gates import Gate, find_gates, last_gate
 from te_export.modules.forward_form import ForwardForm, find_forward_form, shown_form
@@ -76,8 +76,8 @@ def make_exportable(
             form, tasks=tuple(form.tasks[i] for i in chosen), keys=tuple(form.keys[i] for i in chosen)
         )
         every = AllTasks(module, inputs, form)
+        traced = trace(every, inputs.rows)  # first, since it can name lines
         check_stays_as_it_is(every, inputs.rows)
-        traced = trace(every, inputs.rows)
     merge_same_nodes(traced.graph)
     narrowed = narrow_columns(traced)
     specs = _specs(inputs, traced)
@@ -128,8 +128,8 @@ def _embedding_rows(node: Node) -> int | None:
 
 
 def _sample(specs: Sequence[ModelInput], examples: InputRows, traced: Traced) -> InputRows:
-    """Two halves of rows that begin with one row and go on with different ones; examples where the module has no finite
-    answer to random rows.
+    """Two halves of different rows but for one in the middle; examples where the module has no finite answer to random
+    rows.
     """
     rng = np.random.default_rng(0)
     drawn = draw_rows(specs, rng, _SAMPLE)
@@ -138,7 +138,8 @@ def _sample(specs: Sequence[ModelInput], examples: InputRows, traced: Traced) ->
         finite = [torch.isfinite(out).all() for out in TracedModule(traced)(*drawn.tensors())]
     rows = drawn if all(finite) else known
     half = _SAMPLE // 2
-    return join_rows([rows[:half], rows[[0]], rows[half + 1 :]])
+    same = half + MIDDLE
+    return join_rows([rows[:same], rows[[MIDDLE]], rows[same + 1 :]])
 
 
 def _with_gates(traced: Traced, form: ForwardForm, sample: InputRows) -> list[_Task]:

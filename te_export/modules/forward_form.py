@@ -185,6 +185,11 @@ def _mapping(answer: Mapping[object, object], rows: int, asked: Sequence[str] | 
     if asked is not None and sorted(asked) == sorted(map(str, keys)):
         by_name = {str(key): key for key in keys}
         return ForwardForm("mapping", tuple(asked), tuple(by_name[name] for name in asked))
+    if asked is not None and {*asked} & {*map(str, keys)}:
+        raise UsageError(
+            f"the task names are {', '.join(asked)}, and forward returns {', '.join(map(str, keys))}: give the same names, "
+            "in the order wanted, or other names for all"
+        )
     names = name_tasks(len(keys), asked=asked, in_file=[str(key) for key in keys])
     return ForwardForm("mapping", names, tuple(keys))
 

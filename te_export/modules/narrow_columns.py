@@ -240,7 +240,7 @@ class _Narrowing:
         key = (name, start, end)
         if key in self._made:
             return self._made[key]
-        own = f"{name}.rows_{start}_{end}"
+        own = f"{name}_rows_{start}_{end}"  # torch looks a dot up as an attribute of the tensor
         program = self._traced.program
         with self._graph.inserting_after(parameter):
             node = self._graph.placeholder(f"{parameter.name}_rows_{start}_{end}")

@@ -34,6 +34,7 @@ _BRANCH_ADVICE = (
     "Take the branch out of forward: compute both sides and choose with torch.where, or decide by settings that do not "
     "depend on the rows"
 )
+_OTHER_ADVICE = "torch.export follows plain tensor operations: keep numpy, files, and choices that depend on values out of forward"
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,11 @@ def _told(module: AllTasks, inputs: tuple[Tensor, ...], error: Exception) -> str
             f"{name} changes itself: {which} is assigned in forward{_at(line_of_error(error))}. Return such values "
             "instead, or keep them out of eval mode"
         )
-    first = message.strip().split("\n\n")[0]
-    return f"torch cannot trace {name}: {type(error).__name__}: {first:.600}{_at(line_of_error(error))}. {_BRANCH_ADVICE}"
+    first = message.strip().split("\n\n")[0].rstrip(".")
+    advice = (
+        _CONSTANT_ADVICE if re.search(r"\bs\d+\b|\bs\d+\*|size of tensor|shape", first) else _OTHER_ADVICE
+    )
+    return f"torch cannot trace {name}: {type(error).__name__}: {first:.600}{_at(line_of_error(error))}. {advice}"
 
 
 def _at(where: str) -> str:
@@ -161,11 +165,18 @@ def _where_static(module: AllTasks, inputs: tuple[Tensor, ...]) -> str:
     except Exception:  # noqa: BLE001 - only the line is lost; the error itself is told by the caller
         return ""
     for node in program.graph.nodes:
-        if node.op == "call_function" and TRACED_ROWS in _integers(node.args):
+        if node.op == "call_function" and (TRACED_ROWS in _integers(node.args) or _is_row_by_row(node)):
             where = line_of_node(node)
             if where:
                 return where
     return ""
+
+
+def _is_row_by_row(node: Node) -> bool:
+    """Whether it takes apart, or puts together, as many pieces as there are rows."""
+    made = node.meta.get("val")
+    lists = [value for value in (made, *node.args) if isinstance(value, list | tuple)]
+    return any(len(value) == TRACED_ROWS for value in lists)
 
 
 def _integers(value: object) -> Iterator[int]:
@@ -191,6 +202,11 @@ def _refuse_changes(raw: ExportedProgram, traced: Traced) -> None:
         changed = {**signature.buffers_to_mutate, **signature.user_inputs_to_mutate}
         for made, name in changed.items():
             where = next((line_of_node(node) for node in program.graph.nodes if node.name == made), "")
+            if name in signature.user_inputs_to_mutate.values():
+                raise CaptureError(
+                    f"forward writes to its own input{_at(where)}, which would change the caller's rows. Write x = x * 2 "
+                    "for x *= 2, or begin with x = x.clone()"
+                )
             raise CaptureError(
                 f"the module changes itself: {name.removeprefix('module.')} is written to in forward{_at(where)}. Have "
                 "forward do so in training mode alone (if self.training), or return the new value"
