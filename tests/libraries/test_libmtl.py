@@ -1,0 +1,39 @@
+"""Models of LibMTL: an image batch in, a dict with a tensor per task out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.libraries
+
+TASKS = ["segment", "depth", "normal"]
+
+
+@pytest.mark.parametrize(
+    ("name", "experts"),
+    [("libmtl-mmoe", [3, 3, 3]), ("libmtl-cgc", [3, 4, 3]), ("libmtl-ple", [3, 3, 3])],
+)
+def test_a_model_with_gates(
+    name: str, experts: list[int], export_soundly: Callable[[str], dict[str, Any]]
+) -> None:
+    found = export_soundly(name)
+
+    assert found["tasks"] == found["found_gates"] == TASKS
+    assert [weights["experts"] for weights in found["weights"]] == experts
+
+
+@pytest.mark.parametrize("name", ["libmtl-hps", "libmtl-mtan", "libmtl-cross-stitch"])
+def test_a_model_without_gates(name: str, export_soundly: Callable[[str], dict[str, Any]]) -> None:
+    found = export_soundly(name)
+
+    assert found["tasks"] == TASKS
+    assert found["found_gates"] == []
+
+
+def test_gates_that_are_no_softmax_are_right_or_not_found(
+    export_soundly: Callable[[str], dict[str, Any]],
+) -> None:
+    assert export_soundly("libmtl-dselect-k")["tasks"] == TASKS

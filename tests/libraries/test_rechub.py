@@ -1,0 +1,44 @@
+"""Models of torch-rechub: dicts of named features in, one tensor with a column per task out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.libraries
+
+TASKS = ["click", "buy", "seconds"]
+
+
+@pytest.mark.parametrize(("name", "experts"), [("rechub-mmoe", 4), ("rechub-ple", 5)])
+def test_a_model_with_gates(name: str, experts: int, export_soundly: Callable[[str], dict[str, Any]]) -> None:
+    found = export_soundly(name)
+
+    assert found["tasks"] == found["found_gates"] == TASKS
+    assert [weights["experts"] for weights in found["weights"]] == [experts] * 3
+
+
+def test_a_shared_bottom_has_no_gates(export_soundly: Callable[[str], dict[str, Any]]) -> None:
+    found = export_soundly("rechub-shared-bottom")
+
+    assert found["tasks"] == TASKS
+    assert found["found_gates"] == []
+
+
+def test_a_task_that_is_the_product_of_two_others(export_soundly: Callable[[str], dict[str, Any]]) -> None:
+    found = export_soundly("rechub-esmm")
+
+    assert found["tasks"] == ["cvr", "ctr", "ctcvr"]
+    assert found["found_gates"] == []
+    cvr, ctr, both = (size["graph"]["parameters"] for size in found["sizes"])
+    assert max(cvr, ctr) < both
+
+
+def test_tasks_that_hand_on_what_they_found(export_soundly: Callable[[str], dict[str, Any]]) -> None:
+    found = export_soundly("rechub-aitm")
+
+    assert found["tasks"] == ["impression", "click", "buy"]
+    sizes = [size["graph"]["parameters"] for size in found["sizes"]]
+    assert sizes == sorted(sizes)
