@@ -254,6 +254,34 @@ class SharedBottom(nn.Module):
         return torch.cat([head(h) for head in self.heads], dim=1)
 
 
+class FlatAnswers(nn.Module):
+    """One number (B,) per task, as regressions often give it, in a list."""
+
+    def __init__(self, tasks: int) -> None:
+        super().__init__()
+        self.bottom = Mlp(FEATURES, HIDDEN, HIDDEN)
+        self.heads = nn.ModuleList(nn.Linear(HIDDEN, 1) for _ in range(tasks))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        h = F.relu(self.bottom(x))
+        return [head(h).squeeze(-1) for head in self.heads]
+
+
+class DensePredictions(nn.Module):
+    """A map (B, C, H, W) per task, from a shared encoder."""
+
+    def __init__(self, widths: Mapping[str, int]) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 5, kernel_size=3, stride=2, padding=1), nn.ReLU())
+        self.heads = nn.ModuleDict(
+            {task: nn.ConvTranspose2d(5, width, kernel_size=2, stride=2) for task, width in widths.items()}
+        )
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        h = self.encoder(images)
+        return {task: head(h) for task, head in self.heads.items()}
+
+
 class SharedBottomOneHead(nn.Module):
     """All tasks are columns of one last layer, which no concatenation tells apart."""
 
@@ -651,6 +679,16 @@ def _no_gates() -> RewrittenModel:
     return _plain(SoftmaxesThatAreNoGates(CLASSES), histories, tuple(CLASSES), 29)
 
 
+def _flat_answers() -> RewrittenModel:
+    torch.manual_seed(30)
+    return _plain(FlatAnswers(3), vectors, tuple(BINARY), 30)
+
+
+def _dense_predictions() -> RewrittenModel:
+    torch.manual_seed(31)
+    return _plain(DensePredictions(CLASSES), images, tuple(CLASSES), 31)
+
+
 REWRITTEN_MODELS: Mapping[str, Callable[[], RewrittenModel]] = MappingProxyType(
     {
         "mmoe to a dict": lambda: _mmoe(MmoeToDict, "multiply and sum", 1),
@@ -679,5 +717,7 @@ REWRITTEN_MODELS: Mapping[str, Callable[[], RewrittenModel]] = MappingProxyType(
         "cross-stitch": _cross_stitch,
         "mmoe with batched experts": _batched_mmoe,
         "softmaxes that are no gates": _no_gates,
+        "flat answers": _flat_answers,
+        "dense predictions": _dense_predictions,
     }
 )
