@@ -89,7 +89,7 @@ class KeepsPositiveValues(TwoHeads):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         h = self.bottom(x)
         positive = h[h > 0]  # at fault
-        return self.heads(h + positive.sum())
+        return self.heads(h + positive.sum())  # at fault
 
 
 # Python that looks at the number of rows
@@ -165,7 +165,7 @@ class KeepsRunningStatistics(TwoHeads):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         h = self.bottom(x)
         self.mean.mul_(0.9).add_(h.mean(dim=0), alpha=0.1)  # at fault
-        return self.heads(h - self.mean)
+        return self.heads(h - self.mean)  # at fault
 
 
 class ReplacesABuffer(TwoHeads):
@@ -336,14 +336,17 @@ def example() -> Tensor:
     return torch.randn(ROWS, FEATURES, generator=torch.Generator().manual_seed(0))
 
 
-def line_at_fault(*classes: type) -> str | None:
-    """`file:line` of the line that is marked in the source of the classes; None where none is."""
-    for source in classes:
+def lines_at_fault(module: nn.Module) -> list[str]:
+    """`file:line` of the lines that are marked in the sources of a module of this file; one of them is to be named."""
+    found = []
+    for source in {type(part) for part in module.modules() if type(part).__module__ == __name__}:
         lines, first = inspect.getsourcelines(source)
-        for offset, line in enumerate(lines):
-            if line.rstrip().endswith(HERE):
-                return f"{Path(__file__).name}:{first + offset}"
-    return None
+        found += [
+            f"{Path(__file__).name}:{first + offset}"
+            for offset, line in enumerate(lines)
+            if line.rstrip().endswith(HERE)
+        ]
+    return found
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.make.__name__)
@@ -360,8 +363,8 @@ def test_a_module_without_a_faithful_graph_is_refused(attack: Attack, tmp_path: 
     message = str(refusal.value)
     assert list(target.parent.iterdir()) == []
     assert any(word in message for word in attack.words), message
-    at_fault = line_at_fault(*(type(part) for part in module.modules() if type(part).__module__ == __name__))
-    assert at_fault is None or at_fault in message, message
+    at_fault = lines_at_fault(module)
+    assert not at_fault or any(line in message for line in at_fault), f"{at_fault}: {message}"
     if not attack.changes_itself:
         assert all(torch.equal(module.state_dict()[name], tensor) for name, tensor in before.items())
     assert not module.training
