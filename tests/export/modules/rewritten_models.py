@@ -95,14 +95,14 @@ class TopGate(nn.Module):
 
 
 class NormalizedGate(nn.Module):
-    """Routing weights that no softmax makes: sigmoids over their sum."""
+    """Routing weights that no softmax makes: positive scores over their sum."""
 
     def __init__(self, features: int, experts: int) -> None:
         super().__init__()
         self.scores = nn.Linear(features, experts)
 
     def forward(self, x: Tensor) -> Tensor:
-        shares = torch.sigmoid(self.scores(x))
+        shares = F.softplus(self.scores(x)) + 0.1
         return shares / shares.sum(dim=-1, keepdim=True)
 
 
@@ -533,7 +533,7 @@ def histories(rows: int, seed: int) -> Tensor:
 
 WIDTHS = MappingProxyType({"click": 1, "buy": 2, "rating": 5})
 CLASSES = MappingProxyType({"genre": 3, "mood": 4})
-BINARY = MappingProxyType({"click": 1, "buy": 1, "return": 1})
+BINARY = MappingProxyType({"click": 1, "buy": 1, "refund": 1})
 TASKS = tuple(WIDTHS)
 
 
