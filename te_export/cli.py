@@ -90,6 +90,18 @@ class _PrecisionList(_CommaList):
     help="A name for every task of the checkpoint, in its order.",
 )
 @click.option(
+    "--model",
+    metavar="PKG.MOD:FACTORY",
+    help="The module that CHECKPOINT holds the weights of: a function or class that gives it. This IMPORTS AND RUNS your "
+    "code. Needs --example-input.",
+)
+@click.option(
+    "--example-input",
+    type=click.Path(path_type=Path),
+    metavar="F.npz",
+    help="Rows that the module's forward takes: one array, or an array for each of its named inputs.",
+)
+@click.option(
     "--precision",
     "precisions",
     type=_PrecisionList(),
@@ -172,6 +184,8 @@ def command(
     output: Path | None,
     tasks: tuple[str, ...],
     task_names: tuple[str, ...] | None,
+    model: str | None,
+    example_input: Path | None,
     precisions: tuple[Precision, ...],
     calibration_data: Path | None,
     max_accuracy_drop: float,
@@ -190,7 +204,7 @@ def command(
     quiet: bool,
 ) -> _Outcome:
     """Turn a trained multi-task mixture-of-experts CHECKPOINT (.pt, .pth, .safetensors) into a verified
-    ONNX bundle.
+    ONNX bundle; with --model, or from a .pt2 file, any multi-task module.
 
     The bundle holds a graph for all tasks, one per task, and the trunk and tails apart, all reading one
     weights file. Each graph is proved against torch in float64 before anything is written. te_runtime runs
@@ -201,6 +215,7 @@ def command(
       te-export model.pt
       te-export model.pt -o out --task-names click,buy --force
       te-export model.pt --precision fp32,int8 --calibration-data rows.npz
+      te-export weights.pt --model mypkg.models:build --example-input sample.npz --task-names click,buy
     """
     options = ExportOptions(
         tasks=tasks or None,
@@ -209,6 +224,8 @@ def command(
         calibration_data=calibration_data,
         max_accuracy_drop=max_accuracy_drop,
         prune_experts=prune_experts,
+        model=model,
+        example_input=example_input,
         opset=opset,
         standalone=standalone,
         optimize=optimize,

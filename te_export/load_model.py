@@ -55,7 +55,7 @@ def load_model(source: Path | nn.Module, options: ExportOptions, example: Exampl
         return LoadedModel(_exportable(source, given, options), _state_sha256(source))
     if options.model is not None:
         checkpoint = read_checkpoint(source, trust_pickle=options.trust_pickle)
-        module = build_module(options.model)
+        module = build_module(options.model).eval()
         load_weights(module, checkpoint, options.model)
         notes = checkpoint.notes
         model = _exportable(module, given, options, notes=notes, config={"model": options.model})

@@ -101,8 +101,9 @@ def _usable_state(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], list[str]]
             "experts.N.network.*, "
             f"gating_networks.N.gate.*, task_heads.N.head.*; found {len(state)} tensors, the first of "
             f"them:\n  {first}\n"
-            "This release exports the TaskExpert family. If this is one, save model.state_dict() under its "
-            "own parameter names."
+            "TaskExpert, shared-component and task-branch models are known by their parameter names: if this is one, "
+            "save model.state_dict() under its own. For any other module name the code that builds it: --model "
+            "package.module:factory --example-input F.npz"
         )
     notes = []
     if stored_in_out(state):

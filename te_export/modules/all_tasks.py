@@ -27,7 +27,8 @@ class AllTasks(nn.Module):
         self._form = form
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self._with_columns(answer) for answer in self._answers(inputs))
+        copies = tuple(tensor.clone() for tensor in inputs)  # the module may write to what it is given
+        return tuple(self._with_columns(answer) for answer in self._answers(copies))
 
     def _answers(self, inputs: tuple[Tensor, ...]) -> Iterator[Tensor]:
         kind, keys = self._form.kind, self._form.keys
@@ -87,15 +88,24 @@ def evaluating(module: nn.Module) -> Iterator[list[str]]:
     _check_tensors(module)
     before = [(part, part.training) for part in module.modules()]
     notes = []
-    if any(training for _, training in before):
+    if any(training for _, training in before) and not isinstance(module, torch.fx.GraphModule):
         notes.append("the module was in training mode; it was exported in eval mode")
-    module.eval()
+    _to_eval(module)
     try:
         with torch.inference_mode(False):
             yield notes
     finally:
         for part, training in before:
             part.training = training
+
+
+def _to_eval(module: nn.Module) -> None:
+    try:
+        module.eval()
+    except (
+        NotImplementedError
+    ):  # a program of torch.export is in the mode that it was traced in, and says so like this
+        return
 
 
 def _check_tensors(module: nn.Module) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from te_export.capture.torch_capture import quiet_torch
 from te_export.checkpoint.contents import Checkpoint
@@ -135,6 +136,7 @@ def read_pt2(path: Path, *, trust_pickle: bool) -> tuple[nn.Module, Example, str
             f"{path}: torch.export.load cannot read it: {type(error).__name__}: {error!s:.300}. Save it again with the "
             f"torch in use, {torch.__version__}"
         ) from error
+    _refuse_static(program, path)
     if program.example_inputs is None:
         raise CheckpointError(f"{path}: holds no example inputs. Give some with --example-input F.npz")
     positional, keywords = program.example_inputs
@@ -147,6 +149,19 @@ def read_pt2(path: Path, *, trust_pickle: bool) -> tuple[nn.Module, Example, str
             f"{path}: its inputs are neither tensors nor one dict of tensors. Export the module itself, with --model"
         )
     return module, tuple(positional), _sha256(path)
+
+
+def _refuse_static(program: ExportedProgram, path: Path) -> None:
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.name in program.graph_signature.user_inputs and isinstance(value, Tensor):
+            batch: object = value.shape[0] if value.ndim else None
+            if not isinstance(batch, torch.SymInt):
+                raise CheckpointError(
+                    f"{path}: the batch axis of its input {node.name!r} is fixed ({tuple(value.shape)}), so it answers that "
+                    "many rows alone. Save it with a dynamic one: torch.export.export(module, (x,), dynamic_shapes=({0: "
+                    "torch.export.Dim('batch')},))"
+                )
 
 
 def _failed(error: Exception, what: str) -> str:

@@ -34,7 +34,9 @@ _BRANCH_ADVICE = (
     "Take the branch out of forward: compute both sides and choose with torch.where, or decide by settings that do not "
     "depend on the rows"
 )
-_OTHER_ADVICE = "torch.export follows plain tensor operations: keep numpy, files, and choices that depend on values out of forward"
+_OTHER_ADVICE = (
+    "torch.export follows plain tensor operations: keep numpy, files and choices by value out of forward"
+)
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def trace(module: AllTasks, rows: InputRows) -> Traced:
     except Exception as error:
         raise CaptureError(_told(module, inputs, error)) from error
     traced = Traced(functional)
-    _drop_asserts(traced)
+    _drop_what_computes_nothing(traced)
     _refuse_changes(program, traced)
     _refuse_randomness(traced)
     _refuse_static_outputs(traced, module)
@@ -187,8 +189,14 @@ def _integers(value: object) -> Iterator[int]:
         yield value
 
 
-def _drop_asserts(traced: Traced) -> None:
-    """What torch notes of dtypes and sizes holds for float32 rows, and would stop the oracle's float64."""
+def _drop_what_computes_nothing(traced: Traced) -> None:
+    """AllTasks copies its inputs, which a functional program need not; and what torch notes of dtypes and sizes holds for
+    float32 rows, and would stop the oracle's float64.
+    """
+    for node in traced.inputs():
+        for user in [user for user in node.users if user.target is torch.ops.aten.clone.default]:
+            user.replace_all_uses_with(node)
+            traced.graph.erase_node(user)
     for node in reversed(list(traced.graph.nodes)):
         name = getattr(node.target, "__name__", str(node.target))
         if node.op == "call_function" and not node.users and ("assert" in name or "sym_constrain" in name):
@@ -199,14 +207,8 @@ def _drop_asserts(traced: Traced) -> None:
 def _refuse_changes(raw: ExportedProgram, traced: Traced) -> None:
     for program in (raw, traced.program):
         signature = program.graph_signature
-        changed = {**signature.buffers_to_mutate, **signature.user_inputs_to_mutate}
-        for made, name in changed.items():
+        for made, name in signature.buffers_to_mutate.items():
             where = next((line_of_node(node) for node in program.graph.nodes if node.name == made), "")
-            if name in signature.user_inputs_to_mutate.values():
-                raise CaptureError(
-                    f"forward writes to its own input{_at(where)}, which would change the caller's rows. Write x = x * 2 "
-                    "for x *= 2, or begin with x = x.clone()"
-                )
             raise CaptureError(
                 f"the module changes itself: {name.removeprefix('module.')} is written to in forward{_at(where)}. Have "
                 "forward do so in training mode alone (if self.training), or return the new value"

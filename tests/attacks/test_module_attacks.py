@@ -308,7 +308,7 @@ ATTACKS = (
     Attack(SlicesABuffer, ("buffer", "batch")),
     Attack(HasAConstantPerRow, ("batch",)),
     Attack(SqueezesASingleRow, ("squeeze(-1)", "squeeze", "batch")),
-    Attack(AnswersOtherwiseForOneRow, ("batch",)),
+    Attack(AnswersOtherwiseForOneRow, ("one row",)),
     Attack(CountsItsCalls, ("calls",), changes_itself=True),
     Attack(KeepsRunningStatistics, ("mean",), changes_itself=True),
     Attack(ReplacesABuffer, ("last",), changes_itself=True),
