@@ -30,9 +30,10 @@ from sharing_report import show, write_json
 from sharing_results import Comparison, Latency
 from sharing_training import TrainingOptions, reference_scores, run_family
 
+OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path)
 BUDGET = 40_000
-QUICK_STEPS = 20
-WARM_STEPS = 5
+QUICK_STEPS = (10, 20)
+WARM_STEPS = (5,)
 TABLE_WIDTH = 160
 """As wide as the widest table: rich would cut names off in a narrow terminal."""
 
@@ -49,7 +50,7 @@ class ComparisonOptions:
     seeds: int
     training: TrainingOptions
     budget: int = BUDGET
-    timing_seconds: float | None = 5.0
+    timing_seconds: float | None = 2.0
 
 
 def compare(name: str, options: ComparisonOptions, tell: Callable[[str], None]) -> Comparison:
@@ -91,7 +92,7 @@ def compare(name: str, options: ComparisonOptions, tell: Callable[[str], None]) 
 def warm_up(sizes: Sequence[Size], split: Split, tasks: Sequence[Task]) -> None:
     """A few steps of each family, thrown away: torch's first ones take as long as hundreds of later ones."""
     for size in sizes:
-        run_family(size, split, tasks, options=TrainingOptions(steps=WARM_STEPS), seed=0)
+        run_family(size, split, tasks, options=TrainingOptions(judged_after=WARM_STEPS), seed=0)
 
 
 def settings_of(options: ComparisonOptions) -> dict[str, object]:
@@ -108,6 +109,13 @@ def settings_of(options: ComparisonOptions) -> dict[str, object]:
     }
 
 
+def path_in_a_folder(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
+    """Refuses what could not be written once everything has run."""
+    if path is not None and not path.parent.is_dir():
+        raise click.BadParameter(f"no such folder: {path.parent}")
+    return path
+
+
 @click.command(help="Compare four ways to share parameters between tasks, at equal parameter budgets.")
 @click.option("--seeds", type=click.IntRange(1, 100), default=5, show_default=True, help="how many, from 0")
 @click.option(
@@ -116,13 +124,14 @@ def settings_of(options: ComparisonOptions) -> dict[str, object]:
     type=click.Choice(list(TABLES)),
     multiple=True,
     default=list(TABLES),
+    show_default=True,
     help="repeat for more",
 )
 @click.option(
-    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="keep every number here"
+    "--json", "json_path", type=OUTPUT_FILE, callback=path_in_a_folder, help="keep every number here"
 )
 @click.option(
-    "--figure", type=click.Path(dir_okay=False, path_type=Path), help="draw the routing weights here, a PNG"
+    "--figure", type=OUTPUT_FILE, callback=path_in_a_folder, help="draw the routing weights here, a PNG"
 )
 @click.option("--quick", is_flag=True, help="one seed, a few steps, no latencies: whether it works")
 def main(
@@ -133,7 +142,7 @@ def main(
     torch.set_num_threads(1)  # layers this small gain little from a second thread
     options = ComparisonOptions(seeds=seeds, training=TrainingOptions())
     if quick:
-        training = replace(options.training, steps=QUICK_STEPS)
+        training = replace(options.training, judged_after=QUICK_STEPS)
         options = replace(options, seeds=1, training=training, timing_seconds=None)
     began_s = time.perf_counter()
     found = []

@@ -150,10 +150,11 @@ def _load_digits() -> Table:
 
 
 def _load_nhefs() -> Table:
+    path = _package_file("causaldata", "nhefs/nhefs.dta")
     # Imported here: only this table needs it, and the digits are compared without it.
     import pandas as pd
 
-    frame = pd.read_stata(_package_file("causaldata", "nhefs/nhefs.dta"))
+    frame = pd.read_stata(path)
     frame = frame.dropna(subset=list(NHEFS_TARGETS.values()))
     numbers = frame[NHEFS_NUMBERS.split()].to_numpy(np.float64)
     is_missing = np.isnan(numbers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,35 +18,39 @@ from sharing_results import Comparison, Interval, Latency, resampled_t_interval,
 
 
 def show(console: Console, found: Comparison) -> None:
-    """All tables of one data set."""
-    for make in (score_table, difference_table, cost_table, routing_table):
-        console.print(make(found))
-        console.print()
-
-
-def score_table(found: Comparison) -> Table:
-    table = _markdown(
-        f"{found.table}: held-out scores, mean ± standard deviation over {_seeds(found)}",
-        ["", *(f"{task} ({measure})" for task, measure in found.measures.items())],
+    """All tables of one data set, each under its title."""
+    for steps in found.judged_after:
+        after = f"after {steps:,} steps"
+        _show(console, f"{found.table}, held-out scores {after}: mean ± deviation", score_table(found, steps))
+        _show(
+            console,
+            f"{found.table}, less hard sharing's {after}: mean ± half of the 95% interval; * leaves out 0",
+            difference_table(found, steps),
+        )
+    _show(
+        console,
+        f"{found.table}, cost: latency is the median (10% to 90%); its ratio to hard sharing's",
+        cost_table(found),
     )
+    _show(console, f"{found.table}, TaskExpert's mean routing weights in all seeds", routing_table(found))
+
+
+def score_table(found: Comparison, steps: int) -> Table:
+    table = _markdown("", *(f"{task} ({measure})" for task, measure in found.measures.items()))
     for family in Family:
-        table.add_row(family, *(_mean_and_deviation(found.scores(family, task)) for task in found.measures))
+        values = (found.scores(family, task, steps) for task in found.measures)
+        table.add_row(family, *map(_mean_and_deviation, values))
     for name in dict.fromkeys(reference.name for reference in found.references):
         own = [reference.scores for reference in found.references if reference.name == name]
         table.add_row(name, *(_mean_and_deviation([s[task] for s in own]) for task in found.measures))
     return table
 
 
-def difference_table(found: Comparison) -> Table:
-    table = _markdown(
-        f"{found.table}: score less that of hard sharing, pair by pair: mean ± half of the 95% interval",
-        ["", *found.measures],
-    )
+def difference_table(found: Comparison, steps: int) -> Table:
+    table = _markdown("", *found.measures)
     for family in (each for each in Family if each is not Family.HARD):
-        intervals = (
-            resampled_t_interval(found.differences(family, task, Family.HARD), held_out_share=HELD_OUT_SHARE)
-            for task in found.measures
-        )
+        pairs = (found.differences(family, task, steps, over=Family.HARD) for task in found.measures)
+        intervals = (resampled_t_interval(each, held_out_share=HELD_OUT_SHARE) for each in pairs)
         table.add_row(family, *map(_shown_interval, intervals))
     return table
 
@@ -54,8 +58,8 @@ def difference_table(found: Comparison) -> Table:
 def cost_table(found: Comparison) -> Table:
     """Parameters of all tasks together, training time, and latency where it was measured."""
     batches = sorted({entry.batch for entry in found.latencies})
-    columns = ["", "parameters", "backbone, expert", "training, CPU s", *(f"{_rows(b)}, µs" for b in batches)]
-    table = _markdown(f"{found.table}: what it costs", columns)
+    latency_columns = (f"{batch} row{'' if batch == 1 else 's'}, µs" for batch in batches)
+    table = _markdown("", "parameters", "backbone, expert", "training, CPU s", *latency_columns)
     for size in found.sizes:
         seconds = [run.training_cpu_s for run in found.runs if run.family == size.family]
         unused = f" (+ {size.unused_parameters:,} unused)" if size.unused_parameters else ""
@@ -73,15 +77,12 @@ def cost_table(found: Comparison) -> Table:
 
 
 def routing_table(found: Comparison) -> Table:
-    """How uneven each task's mean routing weights are, over all seeds."""
+    """How uneven each task's mean routing weights are."""
     weights = np.array([run.routing for run in found.runs if run.routing is not None])  # (seeds, T, K)
-    table = _markdown(
-        f"{found.table}: mean routing weights of TaskExpert, 1/K = {1 / weights.shape[2]:.3f}, over {_seeds(found)}",
-        ["", "smallest", "largest"],
-    )
+    table = _markdown("", "smallest", "largest", "even share, 1/K")
     for index, task in enumerate(found.measures):
         own = weights[:, index]
-        table.add_row(task, f"{own.min():.3f}", f"{own.max():.3f}")
+        table.add_row(task, f"{own.min():.3f}", f"{own.max():.3f}", f"{1 / own.shape[-1]:.3f}")
     return table
 
 
@@ -91,8 +92,13 @@ def write_json(path: Path, found: Sequence[Comparison], settings: dict[str, obje
     path.write_text(json.dumps({"settings": settings, "tables": tables}) + "\n", encoding="utf-8")
 
 
-def _markdown(title: str, columns: Iterable[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.MARKDOWN)
+def _show(console: Console, title: str, table: Table) -> None:
+    console.print(f"**{title}**")
+    console.print(table)
+
+
+def _markdown(*columns: str) -> Table:
+    table = Table(box=box.MARKDOWN)
     for column in columns:
         table.add_column(column, no_wrap=True)
     return table
@@ -120,12 +126,3 @@ def _shown_interval(interval: Interval) -> str:
         return f"{interval.mean:+.3f}"
     mark = " *" if interval.excludes_zero else ""
     return f"{interval.mean:+.3f} ± {interval.half_width:.3f}{mark}"
-
-
-def _seeds(found: Comparison) -> str:
-    count = len({run.seed for run in found.runs})
-    return f"{count} seed{'' if count == 1 else 's'}"
-
-
-def _rows(count: int) -> str:
-    return f"{count} row{'' if count == 1 else 's'}"

@@ -21,14 +21,14 @@ class Run:
     """One model, trained and judged once.
 
     Attributes:
-        scores: per task, accuracy or R² on the held-out rows.
-        training_cpu_s: processor time of the training steps, one thread.
-        routing: over the held-out rows; None for a family without gates.
+        scores: after each number of steps and per task, accuracy or R² on the held-out rows.
+        training_cpu_s: processor time of all training steps, one thread.
+        routing: over the held-out rows, after the last step; None for a family without gates.
     """
 
     family: Family
     seed: int
-    scores: Mapping[str, float]
+    scores: Mapping[int, Mapping[str, float]]
     training_cpu_s: float
     routing: Routing | None
 
@@ -78,13 +78,18 @@ class Comparison:
     references: Sequence[Reference]
     latencies: Sequence[Latency]
 
-    def scores(self, family: Family, task: str) -> list[float]:
-        """In the order of seeds."""
-        return [run.scores[task] for run in self.runs if run.family == family]
+    @property
+    def judged_after(self) -> list[int]:
+        """Numbers of steps."""
+        return list(self.runs[0].scores)
 
-    def differences(self, family: Family, task: str, over: Family) -> list[float]:
+    def scores(self, family: Family, task: str, steps: int) -> list[float]:
+        """In the order of seeds."""
+        return [run.scores[steps][task] for run in self.runs if run.family == family]
+
+    def differences(self, family: Family, task: str, steps: int, *, over: Family) -> list[float]:
         """Of each seed, one family's score less the other's."""
-        pairs = zip(self.scores(family, task), self.scores(over, task), strict=True)
+        pairs = zip(self.scores(family, task, steps), self.scores(over, task, steps), strict=True)
         return [score - other for score, other in pairs]
 
 

@@ -3,7 +3,7 @@
     loss = Σ_t loss_t + what TaskExpert adds for its routing weights
 
 loss_t is the cross-entropy of classes, or the mean squared error of standardized values; tasks count alike. Nothing
-is chosen by looking at rows: the number of steps is fixed and the last weights are the ones judged.
+is chosen by looking at rows: every model is judged after the same numbers of steps, and all of them are shown.
 """
 
 from __future__ import annotations
@@ -27,9 +27,13 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """TaskExpert's own defaults where it has any; set before the first run and not tuned for any family."""
+    """The same for every family; TaskExpert's own defaults where it has any.
 
-    steps: int = 600
+    Attributes:
+        judged_after: numbers of steps, ascending; training ends with the last.
+    """
+
+    judged_after: tuple[int, ...] = (600, 2400)
     batch_rows: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
@@ -49,14 +53,17 @@ def run_family(
             backbone_dim=size.backbone_dim,
             expert_dim=size.expert_dim,
         )
-        began_s = time.process_time()
-        train(model, split.training, tasks, options=options, seed=seed)
-        training_cpu_s = time.process_time() - began_s
+        scores = {}
+        training_cpu_s, began_s = 0.0, time.process_time()
+        for steps in train(model, split.training, tasks, options=options, seed=seed):
+            training_cpu_s += time.process_time() - began_s
+            scores[steps] = held_out_scores(model, split.held_out, tasks)
+            began_s = time.process_time()
     return (
         Run(
             family=size.family,
             seed=seed,
-            scores=held_out_scores(model, split.held_out, tasks),
+            scores=scores,
             training_cpu_s=training_cpu_s,
             routing=mean_routing(model, split.held_out.x) if isinstance(model, TaskExpert) else None,
         ),
@@ -66,14 +73,14 @@ def run_family(
 
 def train(
     model: SharingModel, training: Rows, tasks: Sequence[Task], *, options: TrainingOptions, seed: int
-) -> None:
-    """Makes `options.steps` updates and leaves the model in eval mode."""
+) -> Iterator[int]:
+    """Trains, and stops after each number of steps in `options.judged_after` with the model in eval mode."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
     )
     batches = draw_batches(len(training.x), options.batch_rows, seed)
     model.train()
-    for _, rows in zip(range(options.steps), batches, strict=False):
+    for step, rows in zip(range(1, options.judged_after[-1] + 1), batches, strict=False):
         optimizer.zero_grad(set_to_none=True)
         predictions, routing_loss = model.training_outputs(training.x[rows])
         targets = [target[rows] for target in training.targets]
@@ -82,6 +89,10 @@ def train(
         for network in model.networks():
             nn.utils.clip_grad_norm_(network.parameters(), options.max_gradient_norm)
         optimizer.step()
+        if step in options.judged_after:
+            model.eval()
+            yield step
+            model.train()
     model.eval()
 
 
