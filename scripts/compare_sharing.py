@@ -5,8 +5,8 @@
     sharing_training.py  how every model is trained and judged
     sharing_latency.py   how graphs are timed
 
-A seed draws the split, the initial weights and the order of the rows; families of one seed share the split. Prints
-Markdown tables; `--json FILE` keeps every number, `--figure FILE` draws how tasks use the experts.
+A seed draws the split, the initial weights and the order of the rows; families of one seed share the split.
+Prints Markdown tables; `--json FILE` keeps every number, `--figure FILE` draws how tasks use the experts.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The two real tables that ways of sharing are compared on, both read from files inside installed packages.
 
-digits  scikit-learn's 1,797 handwritten digits, 8 x 8 pixels. Which digit it is was written down by people; parity
-        and closed loops are functions of the digit, the heaviest quadrant is a function of the pixels.
-nhefs   the NHANES I epidemiologic follow-up study of smokers, from the package causaldata (MIT; data of the CDC, in
-        the public domain). Inputs were measured or asked in 1971 to 1975; the targets are four columns of the
+digits  scikit-learn's 1,797 handwritten digits, 8 x 8 pixels. Which digit it is was written down by people;
+        parity and closed loops are functions of the digit, the heaviest quadrant is a function of the pixels.
+nhefs   the NHANES I epidemiologic follow-up study of smokers, from the package causaldata (MIT; data of the
+        CDC, in the public domain). Inputs were measured or asked in 1971; the targets are four columns of the
         follow-up: weight and systolic pressure in 1982, death by 1992, and whether the person quit smoking.
 
 N rows of a table, B rows of a split, D inputs.
@@ -31,12 +31,12 @@ NHEFS_NUMBERS = (
     "age income school ht wt71 smokeintensity smokeyrs alcoholhowmuch pregnancies cholesterol price71 tax71"
 )
 NHEFS_YES_OR_NO = (
-    "sex race asthma bronch tb hf pepticulcer colitis hepatitis chroniccough hayfever polio tumor nervousbreak "
-    "headache otherpain weakheart allergies nerves lackpep wtloss infection"
+    "sex race asthma bronch tb hf pepticulcer colitis hepatitis chroniccough hayfever polio tumor "
+    "nervousbreak headache otherpain weakheart allergies nerves lackpep wtloss infection"
 )
 NHEFS_CODES = (
-    "marital education hbp diabetes alcoholpy alcoholfreq alcoholtype pica hbpmed boweltrouble active exercise "
-    "birthcontrol"
+    "marital education hbp diabetes alcoholpy alcoholfreq alcoholtype pica hbpmed boweltrouble active "
+    "exercise birthcontrol"
 )
 NHEFS_TARGETS = {
     "weight_1982": "wt82",
@@ -158,7 +158,7 @@ def _load_nhefs() -> Table:
     frame = frame.dropna(subset=list(NHEFS_TARGETS.values()))
     numbers = frame[NHEFS_NUMBERS.split()].to_numpy(np.float64)
     is_missing = np.isnan(numbers)
-    # Which columns there are is the same for every split: codes and gaps of the whole table, but no statistic of it.
+    # Which columns there are is the same for every split: codes and gaps of the whole table, no statistics.
     codes = pd.get_dummies(frame[NHEFS_CODES.split()].astype(str)).to_numpy(np.float64)
     flags = frame[NHEFS_YES_OR_NO.split()].astype(np.float64).to_numpy()
     gaps = is_missing[:, is_missing.any(axis=0)].astype(np.float64)

@@ -1,4 +1,4 @@
-"""Draws which experts each task uses: the mean routing weights of TaskExpert on held-out rows, task by expert."""
+"""Draws which experts each task uses: TaskExpert's mean routing weights on held-out rows, task by expert."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DOTS_PER_INCH = 110
 
 
 def draw_routing(found: Sequence[Comparison], path: Path) -> None:
-    """Writes a PNG, a panel for each table, of its first seed: experts of two seeds have nothing in common."""
+    """Writes a PNG, a panel per table, of its first seed: experts of two seeds have nothing in common."""
     # Imported here, without pyplot: matplotlib is only needed to draw, and pyplot would look for a screen.
     from matplotlib.figure import Figure
 

@@ -1,14 +1,17 @@
 """Four ways to share parameters between tasks, built of TaskExpert's own networks, and widths for a budget.
 
 single-task   a backbone, one expert and a head for each task; nothing is shared
-hard sharing  one backbone and one expert for all (Caruana 1997), a head per task: TaskExpert with K = 1, without gates
-cross-stitch  a backbone, an expert and a head for each task; after the backbones and after the experts each task
-              goes on with a learned mix of all tasks' features (Misra et al. 2016): h'_t = Σ_u α_t,u · h_u, one α
-              (T, T) per place, at first 0.9 on the diagonal and 0.1 / (T - 1) beside it
+hard sharing  one backbone and one expert for all, a head for each task (Caruana 1997): TaskExpert with K = 1
+              and without gates
+cross-stitch  a backbone, an expert and a head for each task; after the backbones and after the experts each
+              task goes on with a learned mix of all tasks' features (Misra et al. 2016):
+              h'_t = Σ_u α_t,u · h_u, one α (T, T) per place, at first 0.9 on the diagonal and 0.1 / (T - 1)
+              beside it
 TaskExpert    one backbone, K experts, a gate and a head for each task
 
-Cross-stitch stands for soft sharing because it shares when it predicts, too, and has no strength to choose. Towers that
-are held together by an L2 penalty (Duong et al. 2015) have one, and once trained they are single-task models.
+Cross-stitch stands for soft sharing because it shares when it predicts, too, and has no strength to choose.
+Towers that are held together by an L2 penalty (Duong et al. 2015) have one, and once trained they are
+single-task models.
 
 B rows, D inputs, T tasks, K experts.
 """
@@ -181,7 +184,7 @@ def make_model(
 
 
 def find_size(family: Family, *, input_dim: int, tasks: Sequence[Task], budget: int) -> Size:
-    """Among widths within BUDGET_TOLERANCE of the budget, those whose ratio is nearest to BACKBONE_OVER_EXPERT.
+    """Among widths within BUDGET_TOLERANCE of the budget, those with the ratio nearest BACKBONE_OVER_EXPERT.
 
     Raises:
         ValueError: no widths come that near.

@@ -108,8 +108,8 @@ class Interval:
 def resampled_t_interval(differences: Sequence[float], *, held_out_share: float) -> Interval:
     """Student's t interval of a mean over splits of the same rows (Nadeau and Bengio 2003).
 
-    Splits drawn anew from one table share rows, so their differences are not independent: the variance of the mean
-    is taken as (1 / n + held-out rows / training rows) · s² instead of s² / n.
+    Splits drawn anew from one table share rows, so their differences are not independent: the variance of the
+    mean is taken as (1 / n + held-out rows / training rows) · s² instead of s² / n.
 
     Args:
         differences: one per split.

@@ -2,8 +2,8 @@
 
     loss = Σ_t loss_t + what TaskExpert adds for its routing weights
 
-loss_t is the cross-entropy of classes, or the mean squared error of standardized values; tasks count alike. Nothing
-is chosen by looking at rows: every model is judged after the same numbers of steps, and all of them are shown.
+loss_t is the cross-entropy of classes, or the mean squared error of standardized values; tasks count alike.
+Nothing is chosen by looking at rows: each model is judged after the same numbers of steps, and all are shown.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def train(
 
 
 def draw_batches(count: int, batch_rows: int, seed: int) -> Iterator[Tensor]:
-    """Row indices (batch_rows,) without end: every pass takes a new order and leaves out what fills no batch."""
+    """Row indices (batch_rows,) without end: a new order each pass, leaving out what fills no batch."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(count, generator=generator)
@@ -134,7 +134,7 @@ def mean_routing(model: TaskExpert, x: Tensor) -> Routing:
 
 
 def reference_scores(split: Split, tasks: Sequence[Task], seed: int) -> list[Reference]:
-    """What needs no network: the most frequent class or the mean, and a linear model per task as scikit-learn has it."""
+    """What needs no network: the most frequent class or the mean, scikit-learn's linear model per task."""
     made = {
         "most frequent class, mean": (DummyClassifier(), DummyRegressor()),
         "linear, per task": (LogisticRegression(max_iter=5000), Ridge()),

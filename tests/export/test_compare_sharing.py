@@ -1,4 +1,4 @@
-"""scripts/compare_sharing.py: equal budgets, rows held out, sharing that shares, and the whole thing in a few steps."""
+"""scripts/compare_sharing.py: equal budgets, rows held out, sharing that shares, all of it in a few steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from sharing_models import Family, SharingModel, Size, count_parameters, find_si
 from sharing_results import Comparison, Run, resampled_t_interval
 from sharing_training import TrainingOptions, draw_batches, run_family
 
-DIGIT_TASKS = (Task("digit", 10), Task("parity", 2), Task("closed_loops", 3), Task("heaviest_quadrant", 4))
 MIXED_TASKS = (Task("weight", None), Task("pressure", None), Task("death", 2), Task("quit", 2))
 TWO_TASKS = (Task("value", None), Task("kind", 3))
 NEEDS_EXTRA = "needs the comparison's own packages: pip install '.[compare]', as scripts/compare_sharing does"
@@ -46,19 +45,16 @@ def small_table(rows: int = 80) -> Table:
     return Table("small", inputs, is_scaled, TWO_TASKS, {"value": value, "kind": kind})
 
 
-@pytest.mark.parametrize(
-    ("input_dim", "tasks"), [(64, DIGIT_TASKS), (88, MIXED_TASKS)], ids=["digits", "mixed"]
-)
-def test_every_family_has_the_budget(input_dim: int, tasks: tuple[Task, ...]) -> None:
-    sizes = [find_size(family, input_dim=input_dim, tasks=tasks, budget=BUDGET) for family in Family]
+def test_every_family_has_the_budget() -> None:
+    sizes = [find_size(family, input_dim=88, tasks=MIXED_TASKS, budget=BUDGET) for family in Family]
 
     counts = [size.parameters for size in sizes]
     assert max(counts) / min(counts) <= 1.02
     for size in sizes:
         model = make_model(
             size.family,
-            input_dim=input_dim,
-            tasks=tasks,
+            input_dim=88,
+            tasks=MIXED_TASKS,
             backbone_dim=size.backbone_dim,
             expert_dim=size.expert_dim,
         )
@@ -194,13 +190,12 @@ def test_the_interval_allows_for_splits_that_share_rows() -> None:
 
 
 def test_graphs_answer_as_their_models_and_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing_models, "EXPERTS", 2)
-    tasks = (Task("value", None),)
-    models = {family: small_model(family, tasks) for family in (Family.HARD, Family.TASK_EXPERT)}
+    monkeypatch.setattr(sharing_models, "EXPERTS", 1)  # torch's export is slow
+    models = {Family.TASK_EXPERT: small_model(Family.TASK_EXPERT, (Task("value", None),))}
     found = measure_latencies(models, torch.randn(64, 5), seconds=0.02)
 
     assert [(each.graph, each.batch) for each in found] == [
-        (graph, batch) for batch in (1, 64) for graph in ("hard sharing", "TaskExpert", TE_EXPORT_GRAPH)
+        (graph, batch) for batch in (1, 64) for graph in ("TaskExpert", TE_EXPORT_GRAPH)
     ]
     assert all(0 < each.p10_us <= each.median_us <= each.p90_us for each in found)
 
@@ -239,6 +234,8 @@ def test_quick_run_prints_tables_and_keeps_every_number(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "found.json").read_text())
     (table,) = found["tables"]
     assert [run["family"] for run in table["runs"]] == list(Family)
+    counts = [size["parameters"] for size in table["sizes"]]
+    assert max(counts) / min(counts) <= 1.02
     (routing,) = (run["routing"] for run in table["runs"] if run["routing"] is not None)
     np.testing.assert_allclose(np.sum(routing, axis=1), 1, rtol=1e-5)
     assert found["settings"]["training"]["judged_after"] == [10, 20]
