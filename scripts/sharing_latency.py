@@ -1,8 +1,8 @@
 """Times the trained models as ONNX graphs that give all tasks, on one thread.
 
 Graphs take turns as interleaved_calls.py says. Every family is exported by torch.onnx.export with a dynamic
-batch axis; TaskExpert a second time by te-export, whose joint graph gives the routing weights as well. A graph
-is timed only if it answers as the model does.
+batch axis; TaskExpert a second time by te-export, whose joint graph gives the routing weights as well. A
+graph is timed only if it answers as the model does.
 """
 
 from __future__ import annotations
