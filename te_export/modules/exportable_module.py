@@ -3,45 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.export.graph_signature import OutputKind, OutputSpec, TensorArgument
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from te_export.capture.joint_graph import prediction_name, routing_weights_name
 from te_export.models.exportable import ExportableModel, ModelInput, TaskOutput
-from te_export.models.input_rows import InputRows, join_rows
-from te_export.models.task_names import select_tasks
+from te_export.models.input_rows import InputRows
 from te_export.modules.all_tasks import PARAMETER_PREFIX, AllTasks, evaluating
-from te_export.modules.check_behaviour import MIDDLE, check_rows_apart, check_stays_as_it_is
-from te_export.modules.example_inputs import Example, ExampleInputs, input_dtype, read_example_inputs
-from te_export.modules.find_gates import Gate, find_gates, last_gate
+from te_export.modules.check_behaviour import check_rows_apart, check_stays_as_it_is
+from te_export.modules.example_inputs import Example, read_example_inputs
+from te_export.modules.find_gates import find_gates, last_gate
 from te_export.modules.forward_form import ForwardForm, find_forward_form, shown_form
+from te_export.modules.module_inputs import module_inputs, sample_rows
 from te_export.modules.narrow_columns import narrow_columns
+from te_export.modules.program_outputs import TaskNodes, give_outputs
 from te_export.modules.same_nodes import merge_same_nodes
 from te_export.modules.trace import Traced, trace
 from te_export.modules.traced_module import TracedModule, record_values
-from te_export.verify.probe_rows import draw_rows
 
-__all__ = ["FAMILY", "make_exportable"]
-
-FAMILY = "module"
-_aten = torch.ops.aten
-_SAMPLE = 12
-_CASTS = frozenset({_aten._to_copy.default, _aten.unsqueeze.default, _aten.view.default, _aten.squeeze.dim,
-                    _aten.reshape.default, _aten.select.int, _aten.slice.Tensor})  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Task:
-    name: str
-    prediction: Node
-    gate: Gate | None
+__all__ = ["make_exportable"]
 
 
 def make_exportable(
@@ -50,7 +35,7 @@ def make_exportable(
     *,
     task_names: Sequence[str] | None = None,
     tasks: Sequence[str] | None = None,
-    family: str = FAMILY,
+    family: str | None = None,
     config: Mapping[str, bool | int | float | str | tuple[int, ...]] | None = None,
     notes: Sequence[str] = (),
 ) -> ExportableModel:
@@ -61,7 +46,8 @@ def make_exportable(
         example: inputs that it accepts.
         task_names: a name for every task, where its own are none or others are wanted.
         tasks: the tasks to export, or None for all.
-        family, config: what the manifest is to say of it.
+        family: of a checkpoint that has one; else the module's class stands for it.
+        config: what the manifest is to say of it beside the form of its forward.
         notes: what is known of it before.
 
     Raises:
@@ -70,130 +56,40 @@ def make_exportable(
     """
     inputs = read_example_inputs(example, module)
     with evaluating(module) as changed:
-        form = find_forward_form(module, inputs, task_names)
-        chosen = select_tasks(form.tasks, tasks)
-        form = replace(
-            form, tasks=tuple(form.tasks[i] for i in chosen), keys=tuple(form.keys[i] for i in chosen)
-        )
+        form = find_forward_form(module, inputs, task_names).of_tasks(tasks)
         every = AllTasks(module, inputs, form)
         traced = trace(every, inputs.rows)  # first, since it can name lines
         check_stays_as_it_is(every, inputs.rows)
     merge_same_nodes(traced.graph)
     narrowed = narrow_columns(traced)
-    specs = _specs(inputs, traced)
-    sample = _sample(specs, inputs.rows, traced)
+    specs = module_inputs(inputs, traced)
+    sample = sample_rows(specs, inputs.rows, traced)
     check_rows_apart(traced, sample)
     found = _with_gates(traced, form, sample)
-    _give(traced, found)
+    give_outputs(traced, found)
     told = (*notes, *inputs.notes, *changed, *form.notes, *_gate_notes(found), *_constant_notes(traced))
     made = _Made(every, traced, found, specs, narrowed.sources)
     return _assemble(
         made,
-        family=family,
-        config={**(_config(module, form) if family == FAMILY else {}), **(config or {})},
+        family=family or _class_name(module),
+        config={"forward": shown_form(form), **(config or {})} if family is None else dict(config or {}),
         notes=told,
     )
 
 
-def _config(module: nn.Module, form: ForwardForm) -> dict[str, bool | int | float | str | tuple[int, ...]]:
-    return {"module": type(module).__name__, "forward": shown_form(form)}
+def _class_name(module: nn.Module) -> str:
+    return "program of torch.export" if isinstance(module, torch.fx.GraphModule) else type(module).__name__
 
 
-def _specs(example: ExampleInputs, traced: Traced) -> tuple[ModelInput, ...]:
-    return tuple(
-        ModelInput(
-            name=name,
-            dtype=input_dtype(array),
-            shape=array.shape[1:],
-            examples=array,
-            below=_embedding_rows(node) if array.dtype.kind == "i" else None,
-        )
-        for (name, array), node in zip(example.rows.arrays.items(), traced.inputs(), strict=True)
-    )
-
-
-def _embedding_rows(node: Node) -> int | None:
-    """The fewest rows of the embeddings that read these indices, where nothing else is known of them."""
-    rows: list[int] = []
-    for user in node.users:
-        if user.target is _aten.embedding.default and user.args[1] is node:
-            weight = user.args[0]
-            value = weight.meta["val"] if isinstance(weight, Node) else None
-            if isinstance(value, Tensor):
-                rows.append(int(value.shape[0]))
-        elif user.target in _CASTS:
-            inner = _embedding_rows(user)
-            rows += [] if inner is None else [inner]
-    return min(rows, default=None)
-
-
-def _sample(specs: Sequence[ModelInput], examples: InputRows, traced: Traced) -> InputRows:
-    """Two halves of different rows but for one in the middle; examples where the module has no finite answer to random
-    rows.
-    """
-    rng = np.random.default_rng(0)
-    drawn = draw_rows(specs, rng, _SAMPLE)
-    known = examples[np.arange(_SAMPLE) % len(examples)]
-    with torch.no_grad():
-        finite = [torch.isfinite(out).all() for out in TracedModule(traced)(*drawn.tensors())]
-    rows = drawn if all(finite) else known
-    half = _SAMPLE // 2
-    same = half + MIDDLE
-    return join_rows([rows[:same], rows[[MIDDLE]], rows[same + 1 :]])
-
-
-def _with_gates(traced: Traced, form: ForwardForm, sample: InputRows) -> list[_Task]:
+def _with_gates(traced: Traced, form: ForwardForm, sample: InputRows) -> list[TaskNodes]:
     gates = find_gates(traced, record_values(traced, sample))
     return [
-        _Task(name, output, last_gate(gates[output]))
+        TaskNodes(name, output, last_gate(gates[output]))
         for name, output in zip(form.tasks, traced.outputs(), strict=True)
     ]
 
 
-def _give(traced: Traced, tasks: Sequence[_Task]) -> None:
-    """Have the program give every prediction and the routing weights of every gate, each by a node of its own."""
-    graph = traced.graph
-    (end,) = (node for node in graph.nodes if node.op == "output")
-    given: list[Node] = []
-    with graph.inserting_before(end):
-        for task in tasks:
-            given.append(_own(graph, task.prediction, given))
-            if task.gate is not None:
-                given.append(_own(graph, _as_rows(graph, task.gate), given))
-    end.args = (tuple(given),)
-    program = traced.program
-    program._graph_signature = replace(
-        program.graph_signature,
-        output_specs=[OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None) for node in given],
-    )
-    signature = program.module_call_graph[0].signature
-    assert signature is not None  # the entry of the whole module has one
-    signature.outputs = [TensorArgument(node.name) for node in given]
-    signature.out_spec = pytree.tree_structure(tuple(given))
-    graph.eliminate_dead_code()
-    graph.lint()
-    program.graph_module.recompile()
-
-
-def _as_rows(graph: torch.fx.Graph, gate: Gate) -> Node:
-    """The routing weights as (B, K)."""
-    value = gate.softmax.meta["val"]
-    if value.ndim == 2:
-        return gate.softmax
-    rows = graph.call_function(_aten.view.default, (gate.softmax, [-1, gate.num_experts]))
-    rows.meta["val"] = value.reshape(-1, gate.num_experts)
-    return rows
-
-
-def _own(graph: torch.fx.Graph, node: Node, given: Sequence[Node]) -> Node:
-    if node not in given and node.op != "placeholder":
-        return node
-    copy = graph.call_function(_aten.clone.default, (node,))
-    copy.meta["val"] = node.meta["val"]
-    return copy
-
-
-def _gate_notes(tasks: Sequence[_Task]) -> list[str]:
+def _gate_notes(tasks: Sequence[TaskNodes]) -> list[str]:
     without = [task.name for task in tasks if task.gate is None]
     if not without:
         return []
@@ -232,7 +128,7 @@ class _Made:
 
     every: AllTasks
     traced: Traced
-    tasks: Sequence[_Task]
+    tasks: Sequence[TaskNodes]
     specs: tuple[ModelInput, ...]
     sources: Mapping[str, str]
 

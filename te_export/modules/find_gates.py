@@ -21,7 +21,7 @@ from torch.fx import Node
 
 from te_export.modules.trace import Traced, batch_axis
 
-__all__ = ["Gate", "find_gates"]
+__all__ = ["Gate", "find_gates", "last_gate"]
 
 _aten = torch.ops.aten
 _SOFTMAXES = frozenset({_aten.softmax.int, _aten._softmax.default, _aten._safe_softmax.default})
@@ -54,7 +54,6 @@ class Gate:
     Attributes:
         softmax: its node.
         fusion: the node whose value is the weighted sum.
-        weights: (B, K), a node made for it where the softmax has axes of length 1 beside these.
         num_experts: K.
     """
 

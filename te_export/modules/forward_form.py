@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from te_export.errors import UsageError
-from te_export.models.task_names import name_tasks
+from te_export.models.task_names import name_tasks, select_tasks
 from te_export.modules.blame import line_of_error
 from te_export.modules.example_inputs import ExampleInputs
 
@@ -39,6 +39,16 @@ class ForwardForm:
     tasks: tuple[str, ...]
     keys: tuple[object, ...]
     notes: tuple[str, ...] = ()
+
+    def of_tasks(self, asked: Sequence[str] | None) -> ForwardForm:
+        """The same for some of the tasks; for None all.
+
+        Raises:
+            UsageError: there is no such task.
+        """
+        chosen = select_tasks(self.tasks, asked)
+        tasks, keys = ([values[index] for index in chosen] for values in (self.tasks, self.keys))
+        return replace(self, tasks=tuple(map(str, tasks)), keys=tuple(keys))
 
 
 def find_forward_form(
