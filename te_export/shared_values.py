@@ -3,7 +3,7 @@
 The trunk is every node that all tasks need; what it gives are the values that some node outside it reads. Such a
 value has to cross from one session to another, so it must be float32 with the batch axis first and the other
 axes known: whatever gives anything else (a count taken from a shape, weights alone, features with the experts
-first) is left to the tails, which compute it again.
+first) is left to the tails, which compute it again; and so is another layout of a value that may cross itself.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from te_export.capture.tidy import BATCH
 
 __all__ = ["shared_values"]
 
+_VIEWS = frozenset({"Reshape", "Flatten", "Unsqueeze", "Squeeze", "Identity"})
+
 
 def shared_values(captured: JointGraph) -> list[str]:
     """Names of the values between trunk and tails, in the order of the graph; none where no layer is shared."""
@@ -25,7 +27,7 @@ def shared_values(captured: JointGraph) -> list[str]:
         return []
     trunk = _needed_by_all(captured)
     while True:
-        misfit = {value.producer() for value in _crossing(graph, trunk) if not _may_cross(value)}
+        misfit = {value.producer() for value in _crossing(graph, trunk) if not _should_cross(value)}
         if not misfit:
             break
         trunk -= misfit
@@ -63,6 +65,12 @@ def _crossing(graph: ir.Graph, trunk: set[ir.Node | None]) -> Iterator[ir.Value]
             for value in node.outputs:
                 if value.is_graph_output() or any(use.node not in trunk for use in value.uses()):
                     yield value
+
+
+def _should_cross(value: ir.Value) -> bool:
+    node = value.producer()
+    source = node.inputs[0] if node is not None and node.op_type in _VIEWS else None
+    return _may_cross(value) and (source is None or source.is_graph_input() or not _may_cross(source))
 
 
 def _may_cross(value: ir.Value) -> bool:

@@ -322,3 +322,22 @@ def test_a_graph_output_does_not_cross() -> None:
     assert nodes(graphs.trunk) == {"layer", "bottom"}
     assert (nodes(graphs.tails["a"]), nodes(graphs.tails["b"])) == ({"first"}, {"first", "second"})
     assert names(graphs.tails["b"].graph.outputs) == ["prediction"]
+
+
+def test_another_layout_of_a_shared_value_is_left_to_the_tails() -> None:
+    net = Net()
+    shared = net.relu("shared", net.linear("layer", net.inputs["x"]))
+    size = net.constant("size", [-1, 2, 3], np.int64)
+    cube = net.add("cube", "Reshape", [shared, size], ["batch", 2, 3])
+    for task in "ab":
+        mean = net.add(f"{task}.mean", "ReduceMean", [cube], ["batch", 1, 3], keepdims=1)
+        total = net.add(f"{task}.sum", "ReduceSum", [shared], ["batch", 1], keepdims=1)
+        flat = net.add(
+            f"{task}.flat",
+            "Add",
+            [net.add(f"{task}.lie", "Flatten", [mean], ["batch", 3]), total],
+            ["batch", 3],
+        )
+        net.put_out(task, flat)
+
+    assert shared_values(net.captured()) == ["shared"]
