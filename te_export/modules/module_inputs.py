@@ -54,7 +54,7 @@ def module_inputs(example: ExampleInputs, traced: Traced) -> tuple[ModelInput, .
             return known
     where = line_of_error(problem)
     raise CaptureError(
-        f"the module fails on rows of other values than the example's, with {type(problem).__name__}: {str(problem):.300}"
+        f"the module fails on rows of other values than the example's, with {type(problem).__name__}: {problem!s:.300}"
         f"{f' ({where})' if where else ''}: floats were drawn at random, integers from the example's own columns. Give "
         "example rows that show what each input may hold, and have forward take any floats"
     ) from problem
