@@ -209,7 +209,7 @@ def test_a_static_batch_axis_is_refused(
     model = hand_made(input_shape, output_shape)
 
     with pytest.raises(CaptureError, match=problem):
-        tidy(model, parameter_prefix="model.", outputs=["y"], opset=18)
+        tidy(model, parameter_prefix="model.", inputs=["x"], outputs=["y"], opset=18)
 
 
 def test_a_static_batch_axis_of_an_output_is_refused() -> None:
@@ -224,7 +224,7 @@ def test_a_static_batch_axis_of_an_output_is_refused() -> None:
     model.graph.outputs[0] = reshape.outputs[0]
 
     with pytest.raises(CaptureError, match=r"batch axis of output 'y' came out static \(\[2,3\]\)"):
-        tidy(model, parameter_prefix="model.", outputs=["y"], opset=18)
+        tidy(model, parameter_prefix="model.", inputs=["x"], outputs=["y"], opset=18)
 
 
 def test_inputs_and_outputs_with_different_batch_axes_are_refused() -> None:
@@ -233,11 +233,13 @@ def test_inputs_and_outputs_with_different_batch_axes_are_refused() -> None:
     model.graph.inputs.append(extra)
 
     with pytest.raises(CaptureError, match="do not share one batch axis: found others, rows"):
-        tidy(model, parameter_prefix="model.", outputs=["y"], opset=18)
+        tidy(model, parameter_prefix="model.", inputs=["x"], outputs=["y"], opset=18)
 
 
 def test_the_batch_axis_gets_its_name_whatever_the_capture_called_it() -> None:
-    model = tidy(hand_made(["s77", 3], ["s77", 3]), parameter_prefix="model.", outputs=["y"], opset=18)
+    model = tidy(
+        hand_made(["s77", 3], ["s77", 3]), parameter_prefix="model.", inputs=["x"], outputs=["y"], opset=18
+    )
 
     assert [str(value.shape) for value in (*model.graph.inputs, *model.graph.outputs)] == ["[batch,3]"] * 2
 
@@ -253,7 +255,7 @@ def test_traces_of_the_capture_are_cleared_from(part: str) -> None:
     marked.metadata_props["pkg.torch.onnx.stack_trace"] = f'File "{MARK}/train.py", line 3, in forward'
     marked.doc_string = f"captured in {MARK}"
 
-    tidy(model, parameter_prefix="model.", outputs=["y"], opset=18)
+    tidy(model, parameter_prefix="model.", inputs=["x"], outputs=["y"], opset=18)
 
     assert MARK.encode() not in ir.to_proto(model).SerializeToString()
 
@@ -261,7 +263,9 @@ def test_traces_of_the_capture_are_cleared_from(part: str) -> None:
 @pytest.mark.parametrize("outputs", [[], ["a", "b"]])
 def test_another_number_of_outputs_is_refused(outputs: list[str]) -> None:
     with pytest.raises(CaptureError, match=f"the capture has 1 outputs, expected {len(outputs)}"):
-        tidy(hand_made(["b", 3], ["b", 3]), parameter_prefix="model.", outputs=outputs, opset=18)
+        tidy(
+            hand_made(["b", 3], ["b", 3]), parameter_prefix="model.", inputs=["x"], outputs=outputs, opset=18
+        )
 
 
 def test_an_initializer_without_a_value_is_refused() -> None:
@@ -271,9 +275,11 @@ def test_an_initializer_without_a_value_is_refused() -> None:
     empty.const_value = None
 
     with pytest.raises(CaptureError, match=r"initializer 'model\.w' has no value"):
-        tidy(model, parameter_prefix="model.", outputs=["y"], opset=18)
+        tidy(model, parameter_prefix="model.", inputs=["x"], outputs=["y"], opset=18)
 
 
 def test_an_opset_that_the_converter_cannot_reach_is_refused() -> None:
     with pytest.raises(CaptureError, match="could not be converted to opset 9999"):
-        tidy(hand_made(["b", 3], ["b", 3]), parameter_prefix="model.", outputs=["y"], opset=9999)
+        tidy(
+            hand_made(["b", 3], ["b", 3]), parameter_prefix="model.", inputs=["x"], outputs=["y"], opset=9999
+        )
