@@ -30,8 +30,6 @@ __all__ = [
 
 UNIT_ROUNDOFF = 2.0**-24
 """Half a unit in the last place of float32: the largest relative error of one correctly rounded operation."""
-_CASTS: frozenset[Callable[..., Any]] = frozenset([torch.ops.aten._to_copy.default, torch.ops.aten.to.dtype])
-"""Where a module asks for float32 itself, the oracle stays in float64."""
 
 
 class _WidenToFloat64(TorchFunctionMode):
@@ -45,8 +43,7 @@ class _WidenToFloat64(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        tensors = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        if any(tensor.dtype == torch.float32 for tensor in tensors) or func in _CASTS:
+        if any(map(_is_single, pytree.tree_leaves((args, kwargs)))):
             args, kwargs = pytree.tree_map(_widen, (args, kwargs))
         return self.finish(func, args, func(*args, **kwargs))
 
@@ -75,6 +72,13 @@ class _RoundingNoise(_WidenToFloat64):
             return result
         signs = torch.rand(result.shape, generator=self._generator, dtype=torch.float64).mul_(2.0).sub_(1.0)
         return result + signs.mul_(scale).mul_(UNIT_ROUNDOFF)
+
+
+def _is_single(value: object) -> bool:
+    """Whether it is a float32 tensor, or asks for one, as softmax(x, dtype=torch.float32) does: the oracle stays in
+    float64.
+    """
+    return value is torch.float32 or (isinstance(value, Tensor) and value.dtype == torch.float32)
 
 
 def _widen(value: object) -> object:

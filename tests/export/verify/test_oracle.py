@@ -181,3 +181,24 @@ def test_rounding_noise_never_comes_near_a_real_difference(exportable: Exportabl
         strict=True,
     ):
         assert 0 < np.abs(noisy - exact).max() < 1000 * UNIT_ROUNDOFF * np.abs(exact).max()
+
+
+class AsksForFloat32(nn.Module):
+    """As traces do where a module's author wrote dtype=torch.float32 or .float()."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        aten = torch.ops.aten
+        weights = aten.softmax.int(x, 1, torch.float32)
+        copied = aten._to_copy.default(x, dtype=torch.float32)
+        return weights, copied, aten.sum.dim_IntList(x, [1], True, dtype=torch.float32)
+
+
+def test_a_module_that_asks_for_float32_is_widened_all_the_same() -> None:
+    x = rows(5, 4)
+    with torch.no_grad():
+        expected = x.tensors()[0].double().softmax(1).numpy()
+
+    found = evaluate_float64(AsksForFloat32(), x)
+
+    assert [output.dtype for output in found] == [np.float64] * 3
+    assert np.array_equal(found[0], expected)
