@@ -106,19 +106,24 @@ def _task_parameter(module: nn.Module, example: ExampleInputs) -> inspect.Parame
 def _by_task(
     module: nn.Module, example: ExampleInputs, wanted: inspect.Parameter, task_names: Sequence[str] | None
 ) -> ForwardForm:
-    known = list(task_names or _own_names(module))
-    count = len(known) or _own_count(module)
+    own = _own_names(module)
+    known = list(task_names or own)
+    count = len(own) or _own_count(module) or len(known)
     if not count:
         raise UsageError(
             f"forward takes {wanted.name!r}, and nothing says how many tasks there are: pass --task-names a,b,c (in "
             "Python task_names=...), a name for every task in its order"
         )
+    names = name_tasks(count, asked=known or None, in_file=None)
     by_name = wanted.annotation in (str, "str") or (
         wanted.annotation not in (int, "int") and "name" in wanted.name
     )
+    chosen = bool(own) and sorted(known) == sorted(
+        own
+    )  # the module's own names choose by name; others rename by place
     attempts: list[tuple[Kind, tuple[object, ...]]] = [
-        ("task id", tuple(range(count))),
-        ("task name", tuple(known)),
+        ("task id", tuple(map(own.index, known)) if chosen else tuple(range(count))),
+        ("task name", tuple(known if chosen else own or known)),
     ]
     if by_name:
         attempts.reverse()
@@ -132,7 +137,7 @@ def _by_task(
         except UsageError as error:
             problems.append(f"with {wanted.name}={keys[0]!r}: {error}")
             continue
-        return ForwardForm(kind, name_tasks(count, asked=known or None, in_file=None), keys)
+        return ForwardForm(kind, names, keys)
     raise UsageError(f"forward could not be asked for its tasks; {'; '.join(problems)}")
 
 
@@ -164,6 +169,10 @@ def _call(module: nn.Module, example: ExampleInputs, extra: Mapping[str, object]
 
 
 def _read_answer(answer: object, rows: int, asked: Sequence[str] | None) -> ForwardForm:
+    if isinstance(answer, Mapping | tuple | list) and not answer:
+        raise UsageError(
+            f"forward returns no predictions, but an empty {type(answer).__qualname__}, expected a tensor per task"
+        )
     if isinstance(answer, Mapping):
         return _mapping(answer, rows, asked)
     if isinstance(answer, tuple | list) and not _is_with_aux(answer):
@@ -224,6 +233,11 @@ def _check_tensor(value: object, rows: int, what: str) -> Tensor:
         raise UsageError(
             f"{what} has shape {tuple(value.shape)} for {rows} rows, expected the batch axis first: return a row for "
             "each row of the input"
+        )
+    if not value.numel():
+        raise UsageError(
+            f"{what} has shape {tuple(value.shape)}, which holds no numbers, expected at least one a row: return scores "
+            "for each row of the input"
         )
     if not value.is_floating_point():
         raise UsageError(
