@@ -95,6 +95,26 @@ def export_soundly(library_python: Path, tmp_path: Path) -> Callable[[str], dict
     return run
 
 
+@pytest.fixture
+def export_by_command(library_python: Path, tmp_path: Path) -> Callable[[str, str], dict[str, Any]]:
+    """Exports a library model with te-export --model, and tells how far its answers are off."""
+    return lambda name, factory: run_check(library_python, "check_command.py", name, factory, tmp_path)
+
+
+def run_check(python: Path, script: str, *arguments: str | Path) -> dict[str, Any]:
+    """What a script of this folder printed, as JSON."""
+    done = subprocess.run(
+        [str(python), str(Path(__file__).with_name(script)), *map(str, arguments)],
+        env={name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")},
+        capture_output=True,
+        text=True,
+        timeout=STEP_TIMEOUT_S,
+    )
+    assert done.returncode == 0, f"{script} {arguments}\n{done.stdout}\n{done.stderr}"
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
 def require_exact_predictions(found: dict[str, Any]) -> None:
     """Every graph, at every batch size, errs at most 4 times as far as torch or as its manifest allows."""
     errors = found["predictions"]

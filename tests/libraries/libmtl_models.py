@@ -16,7 +16,7 @@ import torch
 from library_model import LibraryModel, as_if_trained
 from torch import Tensor, nn
 
-__all__ = ["LIBMTL_MODELS"]
+__all__ = ["LIBMTL_MODELS", "build_cgc"]
 
 
 @contextmanager
@@ -166,6 +166,15 @@ def _dselect_k() -> LibraryModel:
     """Gates that are no softmax: products of smooth steps, weighed by a softmax over selectors."""
     model = _small(DSelect_k, 17, options=_image_options(num_experts=[4], num_nonzeros=2, kgamma=1.0))
     return replace(model, optional_gates=dict.fromkeys(TASKS, 4))
+
+
+def build_cgc() -> nn.Module:
+    """A CGC with other weights than the one in LIBMTL_MODELS."""
+    module = _cgc().module
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            part.reset_parameters()
+    return module
 
 
 LIBMTL_MODELS: Mapping[str, Callable[[], LibraryModel]] = MappingProxyType(

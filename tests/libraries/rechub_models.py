@@ -11,11 +11,11 @@ from types import MappingProxyType
 
 import torch
 from library_model import LibraryModel, as_if_trained
-from torch import Tensor
+from torch import Tensor, nn
 from torch_rechub.basic.features import DenseFeature, SequenceFeature, SparseFeature
 from torch_rechub.models.multi_task import AITM, ESMM, MMOE, PLE, SharedBottom
 
-__all__ = ["RECHUB_MODELS"]
+__all__ = ["RECHUB_MODELS", "build_mmoe"]
 
 Feature = DenseFeature | SparseFeature | SequenceFeature
 
@@ -61,9 +61,14 @@ def _id_rows(rows: int, seed: int) -> dict[str, Tensor]:
     return {name: every[name] for name in ("user", "item", "category")}
 
 
+def build_mmoe() -> nn.Module:
+    """An untrained MMOE of four experts."""
+    return MMOE(_features(), TASK_TYPES, 4, EXPERT, [TOWER] * len(TASKS))
+
+
 def _mmoe() -> LibraryModel:
     torch.manual_seed(1)
-    module = MMOE(_features(), TASK_TYPES, 4, EXPERT, [TOWER] * len(TASKS))
+    module = build_mmoe()
     gates = {task: f"gates.{index}" for index, task in enumerate(TASKS)}
     return LibraryModel(as_if_trained(module, 1), _rows, TASKS, gates, fused_output=True)
 

@@ -9,6 +9,8 @@ import pytest
 
 pytestmark = pytest.mark.libraries
 
+FLOAT32_ROUNDING = 1e-5
+"""Of two float32 evaluations of a few small layers; other weights differ by thousands of times as much."""
 TASKS = ["segment", "depth", "normal"]
 
 
@@ -37,3 +39,12 @@ def test_gates_that_are_no_softmax_are_right_or_not_found(
     export_soundly: Callable[[str], dict[str, Any]],
 ) -> None:
     assert export_soundly("libmtl-dselect-k")["tasks"] == TASKS
+
+
+def test_the_command_exports_from_weights_and_a_factory(
+    export_by_command: Callable[[str, str], dict[str, Any]],
+) -> None:
+    found = export_by_command("libmtl-cgc", "libmtl_models:build_cgc")
+
+    assert found["tasks"] == TASKS
+    assert max(found["relative_errors"].values()) <= FLOAT32_ROUNDING

@@ -9,6 +9,8 @@ import pytest
 
 pytestmark = pytest.mark.libraries
 
+FLOAT32_ROUNDING = 1e-5
+"""Of two float32 evaluations of a few small layers; other weights differ by thousands of times as much."""
 TASKS = ["click", "buy", "seconds"]
 
 
@@ -42,3 +44,12 @@ def test_tasks_that_hand_on_what_they_found(export_soundly: Callable[[str], dict
     assert found["tasks"] == ["impression", "click", "buy"]
     sizes = [size["graph"]["parameters"] for size in found["sizes"]]
     assert sizes == sorted(sizes)
+
+
+def test_the_command_exports_from_weights_and_a_factory(
+    export_by_command: Callable[[str, str], dict[str, Any]],
+) -> None:
+    found = export_by_command("rechub-mmoe", "rechub_models:build_mmoe")
+
+    assert found["tasks"] == TASKS
+    assert max(found["relative_errors"].values()) <= FLOAT32_ROUNDING
