@@ -282,6 +282,55 @@ class DensePredictions(nn.Module):
         return {task: head(h) for task, head in self.heads.items()}
 
 
+class OneGate(nn.Module):
+    """A mixture of experts below all tasks: they share its one gate."""
+
+    def __init__(self, widths: Mapping[str, int], experts: int) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(Mlp(FEATURES, HIDDEN, EXPERT) for _ in range(experts))
+        self.gate = Gate(FEATURES, experts)
+        self.heads = nn.ModuleDict({task: nn.Linear(EXPERT, width) for task, width in widths.items()})
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        mixed = mix(self.gate(x), [F.relu(expert(x)) for expert in self.experts], "einsum")
+        return {task: head(mixed) for task, head in self.heads.items()}
+
+
+class EncodesAHistory(nn.Module):
+    """A sequence of ids through a transformer or a GRU; attention is no gate."""
+
+    def __init__(self, widths: Mapping[str, int], encoder: Literal["transformer", "gru"]) -> None:
+        super().__init__()
+        self.item = nn.Embedding(ITEMS, 8)
+        self.encoder = (
+            nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=HIDDEN, batch_first=True)
+            if encoder == "transformer"
+            else nn.GRU(8, 8, batch_first=True)
+        )
+        self.heads = nn.ModuleDict({task: nn.Linear(8, width) for task, width in widths.items()})
+
+    def forward(self, history: Tensor) -> dict[str, Tensor]:
+        encoded = self.encoder(self.item(history))
+        states = encoded[0] if isinstance(encoded, tuple) else encoded  # (B, L, 8)
+        return {task: head(states.mean(dim=1)) for task, head in self.heads.items()}
+
+
+class OfKeywords(nn.Module):
+    """Features by keyword alone, of which one task reads one more than the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.user = nn.Embedding(USERS, 4)
+        self.bottom = nn.Linear(4 + 1, HIDDEN)
+        self.click = nn.Linear(HIDDEN, 1)
+        self.buy = nn.Linear(HIDDEN + 4, 2)
+        self.item = nn.Embedding(ITEMS, 4)
+
+    def forward(self, *, user: Tensor, item: Tensor, age: Tensor) -> dict[str, Tensor]:
+        h = F.relu(self.bottom(torch.cat([self.user(user), age.unsqueeze(1)], dim=1)))
+        return {"click": self.click(h), "buy": self.buy(torch.cat([h, self.item(item)], dim=1))}
+
+
 class SharedBottomOneHead(nn.Module):
     """All tasks are columns of one last layer, which no concatenation tells apart."""
 
@@ -689,6 +738,34 @@ def _dense_predictions() -> RewrittenModel:
     return _plain(DensePredictions(CLASSES), images, tuple(CLASSES), 31)
 
 
+def _one_gate() -> RewrittenModel:
+    torch.manual_seed(32)
+    return RewrittenModel(
+        as_if_trained(OneGate(WIDTHS, 3), 32),
+        vectors,
+        TASKS,
+        _call_all(),
+        gates=dict.fromkeys(TASKS, "gate"),
+        experts=dict.fromkeys(TASKS, 3),
+    )
+
+
+def _history(encoder: Literal["transformer", "gru"]) -> RewrittenModel:
+    torch.manual_seed(33)
+    return _plain(EncodesAHistory(CLASSES, encoder), histories, tuple(CLASSES), 33)
+
+
+def _of_keywords() -> RewrittenModel:
+    torch.manual_seed(34)
+
+    def call(module: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+        assert isinstance(inputs, dict)
+        output: dict[str, Tensor] = module(**inputs)
+        return output
+
+    return RewrittenModel(as_if_trained(OfKeywords(), 34), named_features, ("click", "buy"), call)
+
+
 REWRITTEN_MODELS: Mapping[str, Callable[[], RewrittenModel]] = MappingProxyType(
     {
         "mmoe to a dict": lambda: _mmoe(MmoeToDict, "multiply and sum", 1),
@@ -719,5 +796,9 @@ REWRITTEN_MODELS: Mapping[str, Callable[[], RewrittenModel]] = MappingProxyType(
         "softmaxes that are no gates": _no_gates,
         "flat answers": _flat_answers,
         "dense predictions": _dense_predictions,
+        "one gate for all": _one_gate,
+        "transformer of a history": lambda: _history("transformer"),
+        "gru of a history": lambda: _history("gru"),
+        "features by keyword": _of_keywords,
     }
 )
