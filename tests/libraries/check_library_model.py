@@ -69,6 +69,7 @@ class TaskSize:
     task: str
     graph: Size
     extracted: Size
+    computed_ahead: tuple[int, int]
     needs_whole_model: bool
 
 
@@ -253,6 +254,7 @@ def task_sizes(
             entry.task,
             size_of(bundle / entry.graph.path),
             extracted[entry.task],
+            model.computed_ahead,
             entry.task in model.needs_whole_model,
         )
         for entry in manifest.variants[0].tasks
