@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -74,6 +75,12 @@ class TaskSize:
 
 
 @dataclass(frozen=True)
+class Captures:
+    traces: int
+    graphs: int
+
+
+@dataclass(frozen=True)
 class Findings:
     name: str
     tasks: tuple[str, ...]
@@ -84,7 +91,7 @@ class Findings:
     weights: tuple[Weights, ...]
     joint: Size
     sizes: tuple[TaskSize, ...]
-    captures: int
+    captures: Captures
     notes: tuple[str, ...]
 
 
@@ -227,23 +234,16 @@ def extract_tasks(model: LibraryModel, folder: Path) -> dict[str, Size]:
     return sizes
 
 
-def export_once(model: LibraryModel, bundle: Path) -> tuple[te_export.ExportResult, int]:
-    """The export, and how many times torch was asked for an ONNX graph during it."""
-    plain, calls = torch.onnx.export, 0
-
-    def counted(*args: object, **kwargs: object) -> object:
-        nonlocal calls
-        calls += 1
-        return plain(*args, **kwargs)
-
-    torch.onnx.export = counted
-    try:
+def export_counting(model: LibraryModel, bundle: Path) -> tuple[te_export.ExportResult, Captures]:
+    """The export, and how many times it asked torch for a trace and for an ONNX graph."""
+    with (
+        patch.object(torch.export, "export", wraps=torch.export.export) as traces,
+        patch.object(torch.onnx, "export", wraps=torch.onnx.export) as graphs,
+    ):
         result = te_export.export(
             model.module, bundle, example_inputs=model.example_inputs, task_names=model.task_names
         )
-    finally:
-        torch.onnx.export = plain
-    return result, calls
+    return result, Captures(traces.call_count, graphs.call_count)
 
 
 def task_sizes(
@@ -263,7 +263,7 @@ def task_sizes(
 
 def check(name: str, folder: Path) -> Findings:
     model = find_model(name)
-    result, captures = export_once(model, folder / "bundle")
+    result, captures = export_counting(model, folder / "bundle")
     predictions, weights = compare(model, result.bundle, result.manifest)
     return Findings(
         name=name,

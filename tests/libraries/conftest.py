@@ -86,7 +86,7 @@ def export_soundly(library_python: Path, tmp_path: Path) -> Callable[[str], dict
         )
         assert done.returncode == 0, f"{name}\n{done.stdout}\n{done.stderr}"
         found: dict[str, Any] = json.loads(done.stdout)
-        assert found["captures"] == 1
+        assert found["captures"] == {"traces": 1, "graphs": 1}
         require_exact_predictions(found)
         require_found_gates(found)
         require_small_graphs(found)
