@@ -233,7 +233,29 @@ def test_inputs_and_outputs_with_different_batch_axes_are_refused() -> None:
     model.graph.inputs.append(extra)
 
     with pytest.raises(CaptureError, match="do not share one batch axis: found others, rows"):
-        tidy(model, parameter_prefix="model.", inputs=["x"], outputs=["y"], opset=18)
+        tidy(model, parameter_prefix="model.", inputs=["x", "z"], outputs=["y"], opset=18)
+
+
+def test_another_number_of_inputs_is_refused() -> None:
+    with pytest.raises(CaptureError, match="the capture has 1 inputs, expected 2: x, z"):
+        tidy(
+            hand_made(["b", 3], ["b", 3]),
+            parameter_prefix="model.",
+            inputs=["x", "z"],
+            outputs=["y"],
+            opset=18,
+        )
+
+
+def test_inputs_get_their_names_and_values_in_between_others() -> None:
+    model = hand_made(["b", 3], ["b", 3])
+    model.graph.inputs[0].name = "args_0"
+    model.graph.outputs[0].name = "x"
+
+    tidy(model, parameter_prefix="model.", inputs=["x"], outputs=["y"], opset=18)
+
+    assert [value.name for value in model.graph.inputs] == ["x"]
+    assert [value.name for value in model.graph.outputs] == ["y"]
 
 
 def test_the_batch_axis_gets_its_name_whatever_the_capture_called_it() -> None:
