@@ -4,8 +4,8 @@
     f = Σ_k w_k · e_k         by multiply and sum, by matrix product, by einsum, or written out term by term
 
 That f is this sum is not read off the operators: it is computed from the values of w and e, on rows that the module
-answers, in float64. That e holds experts, and not the places of a sequence that attention looks at, is read off the
-graph: its K slots are made apart from one another, or by a layer that has weights for each of them.
+answers, in float64. That e holds experts, and not the places of a sequence that attention looks at or the features of
+one layer, is read off the graph: its K slots are made by layers of their own, or by one that has weights for each.
 """
 
 from __future__ import annotations
@@ -19,31 +19,23 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from te_export.modules.find_experts import (
+    JOINS,
+    PIECES,
+    PRODUCTS,
+    VIEWS,
+    ExpertSearch,
+    ancestors,
+    is_getitem,
+)
 from te_export.modules.trace import Traced, batch_axis
 
 __all__ = ["Gate", "find_gates", "last_gate"]
 
 _aten = torch.ops.aten
 _SOFTMAXES = frozenset({_aten.softmax.int, _aten._softmax.default, _aten._safe_softmax.default})
-_VIEWS = frozenset(
-    {
-        _aten.unsqueeze.default, _aten.squeeze.dim, _aten.squeeze.default, _aten.squeeze.dims, _aten.view.default,
-        _aten.reshape.default, _aten.expand.default, _aten.permute.default, _aten.transpose.int, _aten.clone.default,
-        _aten.dropout.default, _aten.alias.default, _aten.flatten.using_ints, _aten.t.default, _aten._to_copy.default,
-        _aten.contiguous.default, _aten.repeat.default, _aten.expand_as.default, _aten.unflatten.int,
-    }
-)  # fmt: skip
-_PRODUCTS = frozenset(
-    {_aten.matmul.default, _aten.bmm.default, _aten.einsum.default, _aten.mm.default, _aten.baddbmm.default}
-)
 _SUMS = frozenset({_aten.sum.dim_IntList, _aten.sum.default})
-_PIECES = frozenset({_aten.select.int, _aten.slice.Tensor, _aten.split.Tensor, _aten.unbind.int, _aten.chunk.default,
-                     _aten.split_with_sizes.default})  # fmt: skip
-_JOINS = frozenset({_aten.cat.default, _aten.stack.default})
-_POINTWISE = frozenset(
-    {_aten.relu.default, _aten.add.Tensor, _aten.mul.Tensor, _aten.gelu.default, _aten.tanh.default,
-     _aten.sigmoid.default, _aten.leaky_relu.default, _aten.elu.default, _aten.silu.default, _aten.layer_norm.default}
-)  # fmt: skip
+_ADDS = frozenset({_aten.add.Tensor, *_SUMS, *JOINS, *VIEWS})
 _TOLERANCE = 1e-9
 
 
@@ -52,7 +44,7 @@ class Gate:
     """A gate that one task's output depends on.
 
     Attributes:
-        softmax: its node.
+        softmax: its node, (B, K) but for axes of length 1.
         fusion: the node whose value is the weighted sum.
         num_experts: K.
     """
@@ -68,7 +60,7 @@ def find_gates(traced: Traced, values: Mapping[Node, Any]) -> dict[Node, tuple[G
     Args:
         values: of every node, on some rows that the module answers, in float64.
     """
-    gates = [gate for node in traced.graph.nodes if (gate := _as_gate(node, values)) is not None]
+    gates = [gate for node in traced.graph.nodes for gate in _gates_of(node, traced, values)]
     order = {node: index for index, node in enumerate(traced.graph.nodes)}
     return {
         output: tuple(
@@ -78,84 +70,65 @@ def find_gates(traced: Traced, values: Mapping[Node, Any]) -> dict[Node, tuple[G
             )
         )
         for output in traced.outputs()
-        for above in [_ancestors(output)]
+        for above in [ancestors(output)]
     }
 
 
 def last_gate(gates: tuple[Gate, ...]) -> Gate | None:
-    """The gate that no other on the way to the output follows; None where there are several, or none."""
+    """The gate that no other on the way to the output follows; None where there are several, or none.
+
+    One softmax that weighs two sets of experts is one gate.
+    """
     followed = {gate for gate in gates for other in gates if other is not gate and _reads(other, gate)}
     last = [gate for gate in gates if gate not in followed]
-    return last[0] if len(last) == 1 else None
+    return last[0] if len({gate.softmax for gate in last}) == 1 else None
 
 
 def _reads(later: Gate, earlier: Gate) -> bool:
-    return earlier.fusion in _ancestors(later.fusion)
+    return earlier.fusion in ancestors(later.fusion)
 
 
-def _ancestors(node: Node) -> set[Node]:
-    seen: set[Node] = set()
-    waiting = list(node.all_input_nodes)
-    while waiting:
-        current = waiting.pop()
-        if current not in seen:
-            seen.add(current)
-            waiting += current.all_input_nodes
-    return seen
-
-
-def _as_gate(node: Node, values: Mapping[Node, Any]) -> Gate | None:
+def _gates_of(node: Node, traced: Traced, values: Mapping[Node, Any]) -> list[Gate]:
+    """A gate for every weighted sum that a softmax feeds: tasks may share the weights, and have experts of their own."""
     if node.op != "call_function" or node.target not in _SOFTMAXES or batch_axis(node) != 0:
-        return None
+        return []
     weights = values.get(node)
     if not isinstance(weights, Tensor):
-        return None
+        return []
     count = weights[0].numel()
     axis = node.args[1]
     if count < 2 or not isinstance(axis, int) or weights.shape[axis] != count:
-        return None
+        return []
     flat = weights.reshape(len(weights), count)
-    fusion = _whole_fusion(node, flat, values) or _fusion_by_terms(node, flat, values)
-    return None if fusion is None else Gate(node, fusion, count)
+    experts = ExpertSearch(count, values, frozenset(traced.parameter_names()))
+    found = dict.fromkeys((*_whole_fusions(node, flat, experts), *_fusions_by_terms(node, flat, experts)))
+    return [Gate(node, fusion, count) for fusion in found]
 
 
-def _whole_fusion(softmax: Node, weights: Tensor, values: Mapping[Node, Any]) -> Node | None:
-    """The sum of a product of all weights at once."""
+def _whole_fusions(softmax: Node, weights: Tensor, experts: ExpertSearch) -> Iterator[Node]:
+    """Sums of a product of all weights at once."""
+    values = experts.values
     for reader, operand in _through_views(softmax):
-        if reader.target in _PRODUCTS:
+        if reader.target in PRODUCTS:
             ends = [reader]
         elif reader.target is _aten.mul.Tensor:
-            ends = [user for user in _view_readers(reader) if user.target in _SUMS]
+            ends = [user for user, _ in _through_views(reader) if user.target in _SUMS]
         else:
             continue
-        others = [other for other in _operands(reader) if other is not operand]
+        others = [other for other in reader.all_input_nodes if other is not operand]
         for end, other in itertools.product(ends, others):
-            if _is_weighted_sum(values.get(end), weights, values.get(other), other) and _holds_experts(
-                other, weights.shape[1], values
-            ):
-                return end
-    return None
-
-
-def _operands(node: Node) -> list[Node]:
-    return [*node.all_input_nodes]
+            is_sum = _is_weighted_sum(values.get(end), weights, values.get(other), other)
+            if is_sum and experts.is_of_experts(other):
+                yield end
 
 
 def _through_views(node: Node) -> Iterator[tuple[Node, Node]]:
     """Nodes that read the value, looking through those that only lay it out otherwise; with what they read."""
     for user in node.users:
-        if user.target in _VIEWS:
+        if user.target in VIEWS:
             yield from _through_views(user)
         else:
             yield user, node
-
-
-def _view_readers(node: Node) -> Iterator[Node]:
-    for user in node.users:
-        if user.target in _VIEWS:
-            yield from _view_readers(user)
-        else:
-            yield user
 
 
 def _is_weighted_sum(found: object, weights: Tensor, experts: object, node: Node) -> bool:
@@ -187,105 +160,53 @@ def _close(found: Tensor, expected: Tensor) -> bool:
     return scale > 0 and float((found - expected).abs().max()) <= _TOLERANCE * scale
 
 
-def _holds_experts(node: Node, count: int, values: Mapping[Node, Any]) -> bool:
-    """Whether the K slots are made apart, or by a layer with weights for each."""
-    waiting, seen = [node], set()
-    while waiting:
-        current = waiting.pop()
-        if current in seen or current.op != "call_function":
+def _fusions_by_terms(softmax: Node, weights: Tensor, experts: ExpertSearch) -> Iterator[Node]:
+    """w[:, 0]·e_0 + w[:, 1]·e_1 + … written out: the first sum that the terms of all weights have come to."""
+    values, count = experts.values, experts.count
+    terms = _terms(softmax, weights, values)
+    if len({index for index, _ in terms.values()}) != count:
+        return
+    sums: dict[Node, list[Node]] = {product: [product] for product in terms}
+    found: set[frozenset[Node]] = set()
+    for node in softmax.graph.nodes:
+        if node in sums or node.target not in _ADDS:
             continue
-        seen.add(current)
-        if current.target in _JOINS:
-            parts = current.args[0]
-            if (
-                isinstance(parts, list | tuple)
-                and _joined_slots(current, values) == count
-                and len(set(parts)) > 1
-            ):
-                return True
-            waiting += (
-                [part for part in parts if isinstance(part, Node)] if isinstance(parts, list | tuple) else []
-            )
-        elif current.target in _PRODUCTS and any(
-            batch_axis(operand) is None
-            and isinstance(values.get(operand), Tensor)
-            and count in values[operand].shape
-            for operand in _operands(current)
+        leaves = [leaf for source in node.all_input_nodes for leaf in sums.get(source, [source])]
+        if not all(leaf in terms for leaf in leaves):
+            continue
+        sums[node] = leaves
+        key = frozenset(leaves)
+        if len(leaves) != count or len({terms[leaf][0] for leaf in leaves}) != count or key in found:
+            continue
+        shapes = {tuple(values[leaf].shape) for leaf in leaves}
+        if (
+            len(shapes) == 1
+            and _close(values[node], torch.stack([values[leaf] for leaf in leaves]).sum(0))
+            and experts.are_experts([terms[leaf][1] for leaf in leaves])
         ):
-            return True
-        elif current.target in _VIEWS | _POINTWISE | _PIECES:
-            waiting += current.all_input_nodes
-        elif current.target is _aten.linear.default and isinstance(values.get(current), Tensor):
-            weight = current.all_input_nodes[1]
-            width = values[weight].shape[0] if isinstance(values.get(weight), Tensor) else 0
-            if width % count == 0 and node is not current and _is_split_into(node, current, count):
-                return True
-    return False
+            found.add(key)
+            yield node
 
 
-def _joined_slots(join: Node, values: Mapping[Node, Any]) -> int:
-    """The length of the joined axis."""
-    axis = join.args[1] if len(join.args) > 1 else 0
-    value = values.get(join)
-    return value.shape[axis] if isinstance(value, Tensor) and isinstance(axis, int) else 0
-
-
-def _is_split_into(node: Node, linear: Node, count: int) -> bool:
-    """One wide layer whose outputs are laid out as (B, K, D): each expert has rows of its own."""
-    value = node.meta.get("val")
-    made = linear.meta.get("val")
-    return (
-        isinstance(value, Tensor)
-        and isinstance(made, Tensor)
-        and value.ndim == made.ndim + 1
-        and count in [size for size in value.shape if isinstance(size, int)]
-    )
-
-
-def _fusion_by_terms(softmax: Node, weights: Tensor, values: Mapping[Node, Any]) -> Node | None:
-    """w[:, 0]·e_0 + w[:, 1]·e_1 + … written out: the first sum that all terms have come to."""
+def _terms(softmax: Node, weights: Tensor, values: Mapping[Node, Any]) -> dict[Node, tuple[int, Node]]:
+    """By product of one weight and something else, the weight's index and that something."""
     rows, count = weights.shape
-    products: dict[int, Node] = {}
+    terms: dict[Node, tuple[int, Node]] = {}
     for piece in _pieces(softmax):
         value = values.get(piece)
         if not isinstance(value, Tensor) or value.numel() != rows:
             continue
         index = next((k for k in range(count) if torch.equal(value.reshape(rows), weights[:, k])), None)
-        readers = [reader for reader, _ in _through_views(piece) if reader.target is _aten.mul.Tensor]
-        if index is not None and len(readers) == 1:
-            products[index] = readers[0]
-    if len(products) != count or len(set(products.values())) != count:
-        return None
-    terms = [values[product] for product in products.values()]
-    if len({tuple(term.shape) for term in terms}) != 1:
-        return None
-    total = torch.stack(terms).sum(0)
-    for candidate in _after(set(products.values())):
-        found = values.get(candidate)
-        if isinstance(found, Tensor) and found.shape == total.shape and _close(found, total):
-            return candidate
-    return None
+        for reader, operand in _through_views(piece):
+            others = [other for other in reader.all_input_nodes if other is not operand]
+            if index is not None and reader.target is _aten.mul.Tensor and len(others) == 1:
+                terms[reader] = index, others[0]
+    return terms
 
 
 def _pieces(node: Node) -> Iterator[Node]:
     """Nodes that take some of the weights, and what is taken of those."""
     for user in node.users:
-        if (
-            user.target in _PIECES
-            or user.target in _VIEWS
-            or getattr(user.target, "__name__", "") == "getitem"
-        ):
+        if user.target in PIECES | VIEWS or is_getitem(user):
             yield user
             yield from _pieces(user)
-
-
-def _after(nodes: set[Node]) -> Iterator[Node]:
-    """Nodes that only add up what stands before them, in order."""
-    reached = set(nodes)
-    for node in next(iter(nodes)).graph.nodes:
-        if node in nodes or node.op != "call_function":
-            continue
-        adds = node.target in (_aten.add.Tensor, *_SUMS, *_JOINS, *_VIEWS)
-        if adds and any(source in reached for source in node.all_input_nodes):
-            reached.add(node)
-            yield node
