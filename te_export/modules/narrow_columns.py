@@ -87,7 +87,8 @@ def _slice_of(node: Node) -> tuple[Node, int | None, int, int]:
     size = _shape(source)[axis]
     if step != 1 or not isinstance(size, int):
         return source, None, 0, 0
-    return source, axis % len(_shape(source)), start or 0, size if end is None else min(end, size)
+    first, last, _ = slice(start, end).indices(size)
+    return source, axis % len(_shape(source)), first, max(first, last)
 
 
 class _Narrowing:
@@ -177,6 +178,8 @@ class _Narrowing:
         source, gone = node.args
         if not isinstance(source, Node) or not isinstance(gone, int):
             return None
+        if len(_shape(node)) == len(_shape(source)):  # the axis was longer than one, and stayed
+            return self.narrow(source, axis, start, end)
         gone %= len(_shape(source))
         inner = self.narrow(source, axis + (axis >= gone), start, end)
         return None if inner is None else self._call(node.target, (inner, gone), node)
@@ -195,7 +198,8 @@ class _Narrowing:
         source, along, begin, _ = _slice_of(node)
         if along == axis:
             return self._cut(source, axis, begin + start, begin + end)
-        if node.args[1:3] == (0, 0) and len(node.args) > 3:  # x[:, a:b] first takes all of the batch
+        whole = str(_shape(node)[0]) == str(_shape(source)[0])
+        if node.args[1] == 0 and whole:  # x[:, a:b] first takes all of the batch
             return self.narrow(source, axis, start, end)
         return None
 
