@@ -20,7 +20,7 @@ from te_export.modules.example_inputs import Example, read_example_inputs
 from te_export.modules.find_gates import find_gates, last_gate
 from te_export.modules.forward_form import ForwardForm, find_forward_form, shown_form
 from te_export.modules.module_inputs import module_inputs, sample_rows
-from te_export.modules.narrow_columns import narrow_columns
+from te_export.modules.narrow_columns import Narrowed, narrow_columns
 from te_export.modules.program_outputs import TaskNodes, give_outputs
 from te_export.modules.same_nodes import merge_same_nodes
 from te_export.modules.trace import Traced, trace
@@ -67,7 +67,14 @@ def make_exportable(
     check_rows_apart(traced, sample)
     found = _with_gates(traced, form, sample)
     give_outputs(traced, found)
-    told = (*notes, *inputs.notes, *changed, *form.notes, *_gate_notes(found), *_constant_notes(traced))
+    told = (
+        *notes,
+        *inputs.notes,
+        *changed,
+        *form.notes,
+        *_gate_notes(found),
+        *_constant_notes(traced, narrowed),
+    )
     made = _Made(every, traced, found, specs, narrowed.sources)
     return _assemble(
         made,
@@ -101,17 +108,18 @@ def _gate_notes(tasks: Sequence[TaskNodes]) -> list[str]:
     return [f"no gate was found for {', '.join(without)}, and so no routing weights"]
 
 
-def _constant_notes(traced: Traced) -> list[str]:
+def _constant_notes(traced: Traced, narrowed: Narrowed) -> list[str]:
     constants = [
-        name
-        for name in traced.program.constants
-        if isinstance(traced.program.constants[name], Tensor)
-        and traced.program.constants[name].is_floating_point()
-        and traced.program.constants[name].numel() > 1
+        tensor
+        for name, tensor in traced.program.constants.items()
+        if isinstance(tensor, Tensor)
+        and tensor.is_floating_point()
+        and tensor.numel() > 1
+        and name not in narrowed.sources
     ]
     if not constants:
         return []
-    total = sum(traced.program.constants[name].numel() for name in constants)
+    total = sum(tensor.numel() for tensor in constants)
     return [
         f"{len(constants)} tensors ({total:,} numbers) are neither parameters nor buffers of the module: they were taken as "
         "they are, and no checkpoint sets them (a plain list or dict of layers hides those; use ModuleList, ModuleDict)"

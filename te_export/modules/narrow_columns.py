@@ -250,10 +250,14 @@ class _Narrowing:
             node = self._graph.placeholder(f"{parameter.name}_rows_{start}_{end}")
         node.meta["val"] = parameter.meta["val"][start:end]
         part = self._traced.tensor(name).detach()[start:end]
-        program.state_dict[own] = nn.Parameter(part, requires_grad=False)
+        kind = InputKind.PARAMETER
+        if self._traced.is_constant(name):  # rows of what is no parameter are none
+            kind, program.constants[own] = InputKind.CONSTANT_TENSOR, part
+        else:
+            program.state_dict[own] = nn.Parameter(part, requires_grad=False)
         specs = list(program.graph_signature.input_specs)
         at = next(i for i, spec in enumerate(specs) if spec.arg.name == parameter.name)
-        specs.insert(at + 1, InputSpec(InputKind.PARAMETER, TensorArgument(node.name), own))
+        specs.insert(at + 1, InputSpec(kind, TensorArgument(node.name), own))
         program._graph_signature = replace(program.graph_signature, input_specs=specs)
         self._parameters[node] = own
         self._made[key] = node

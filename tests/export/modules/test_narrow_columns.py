@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import te_export
 from te_export.models.input_rows import InputRows
 from te_export.modules.find_experts import ancestors
 from te_export.modules.narrow_columns import narrow_columns
@@ -227,3 +229,34 @@ def test_a_program_without_slices_stays_as_it_is(trace_module: TraceModule) -> N
     narrowed = narrow_columns(traced)
 
     assert (narrowed.slices, narrowed.sources, str(traced.graph)) == (0, {}, before)
+
+
+class HiddenHead(nn.Module):
+    """A plain list hides the head from parameters()."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.bottom = nn.Linear(FEATURES, 3)
+        self.heads = [nn.Linear(3, 2)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.heads[0](torch.relu(self.bottom(x)))
+        return found
+
+
+def test_rows_of_what_is_no_parameter_are_none(trace_module: TraceModule) -> None:
+    traced = trace_module(HiddenHead(), np.ones((ROWS, FEATURES), np.float32))
+
+    narrowed = narrow_columns(traced)
+
+    assert narrowed.slices == 2
+    assert all(traced.is_constant(name) for name in (*narrowed.sources, *narrowed.sources.values()))
+
+
+def test_columns_of_a_hidden_head_are_exported(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((ROWS, FEATURES)).astype(np.float32)
+
+    result = te_export.export(HiddenHead().eval(), tmp_path / "bundle", example_inputs=rows)
+
+    assert any("2 tensors (8 numbers) are neither parameters nor buffers" in note for note in result.notes)
