@@ -52,7 +52,8 @@ def load_model(source: Path | nn.Module, options: ExportOptions, example: Exampl
     given = options.example_input if example is None else example
     if isinstance(source, nn.Module):
         _refuse_factory(options, "a module")
-        return LoadedModel(_exportable(source, given, options), _state_sha256(source))
+        module = _unwrapped(source)
+        return LoadedModel(_exportable(module, given, options), _state_sha256(module))
     if options.model is not None:
         checkpoint = read_checkpoint(source, trust_pickle=options.trust_pickle)
         module = build_module(options.model).eval()
@@ -111,6 +112,21 @@ def _exportable(
     return make_exportable(
         module, example, task_names=options.task_names, tasks=options.tasks, notes=notes, config=config
     )
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside torch.compile, DataParallel or DistributedDataParallel.
+
+    Raises:
+        UsageError: it is a script, whose code torch.export cannot follow.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UsageError(
+            "a ScriptModule cannot be exported: pass the torch.nn.Module that was scripted or traced"
+        )
+    wrapped = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    inner = module.module if isinstance(module, wrapped) else getattr(module, "_orig_mod", None)
+    return _unwrapped(inner) if isinstance(inner, nn.Module) else module
 
 
 def _refuse_pruning(options: ExportOptions) -> None:

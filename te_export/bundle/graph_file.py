@@ -20,6 +20,8 @@ _DTYPES: dict[ir.DataType | None, DType] = {
     ir.DataType.FLOAT: "float32",
     ir.DataType.INT64: "int64",
     ir.DataType.INT32: "int32",
+    ir.DataType.INT8: "int8",
+    ir.DataType.UINT8: "uint8",
     ir.DataType.BOOL: "bool",
 }
 """What inputs may be; everything between them and the outputs is float32 or a count."""

@@ -1,4 +1,5 @@
-"""What a module must not do: change itself, answer otherwise the second time, or let rows of a batch see each other."""
+"""What a module must not do: draw random numbers, change itself, answer otherwise the second time, or let the rows of a
+batch see each other."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from te_export.errors import CaptureError
 from te_export.models.input_rows import InputRows
@@ -17,12 +19,40 @@ from te_export.modules.blame import line_of_attribute, line_of_error, line_of_no
 from te_export.modules.trace import Traced, batch_axis
 from te_export.modules.traced_module import record_values
 
-__all__ = ["MIDDLE", "check_rows_apart", "check_stays_as_it_is"]
+__all__ = ["MIDDLE", "check_nothing_is_drawn", "check_rows_apart", "check_stays_as_it_is"]
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _TOLERANCE = 1e-9
 MIDDLE = 3
 """Which row of each half is the same: rows before and after it are others, for what looks one way alone."""
+
+
+def check_nothing_is_drawn(traced: Traced, rows: InputRows) -> None:
+    """Run the program twice. Attention and recurrent layers may draw random numbers too, and do not in eval mode.
+
+    Raises:
+        CaptureError: an operator that may draw random numbers gives others the second time, naming the line.
+    """
+    nodes = [
+        node
+        for node in traced.graph.nodes
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    ]
+    if not nodes:
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        one = record_values(traced, rows)
+        torch.manual_seed(1)
+        other = record_values(traced, rows)
+    for node in nodes:
+        pairs = zip(pytree.tree_leaves(one[node]), pytree.tree_leaves(other[node]), strict=True)
+        if not all(_same(found, expected) for found, expected in pairs if isinstance(found, Tensor)):
+            where = line_of_node(node)
+            raise CaptureError(
+                f"forward draws random numbers in eval mode ({node.target}){f' ({where})' if where else ''}: no export can "
+                "give the same. Draw them in training mode alone: F.dropout(x, p, training=self.training)"
+            )
 
 
 def check_stays_as_it_is(module: AllTasks, rows: InputRows) -> None:
@@ -114,6 +144,8 @@ def _same_for_the_row(node: Node, one: Mapping[Node, Any], other: Mapping[Node, 
 def _same(found: Tensor, expected: Tensor) -> bool:
     if not found.is_floating_point():
         return torch.equal(found, expected)
+    if not found.numel():
+        return True
     one, other = found.nan_to_num(), expected.nan_to_num()
     return float((one - other).abs().max()) <= _TOLERANCE * max(float(one.abs().max()), 1e-300)
 

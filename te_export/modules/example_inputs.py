@@ -28,7 +28,7 @@ Example = Array | Mapping[str, Array] | Sequence[Array] | str | os.PathLike[str]
 for forward(x), whatever its name."""
 
 _LARGEST_BYTES = 2**32
-_DTYPES = frozenset({"float32", "int64", "int32", "bool"})
+_DTYPES = frozenset({"float32", "int64", "int32", "int8", "uint8", "bool"})
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ExampleInputs:
 
     Attributes:
         style: `positional`: forward(a, b); `mapping`: forward({"a": a, "b": b}); `keywords`: forward(a=a, b=b).
-        rows: floats as float32, whole numbers as int64 or int32, and bools.
+        rows: floats as float32, whole numbers of 8, 32 and 64 bits, and bools.
         leading: how many parameters of forward the inputs take.
         notes: what was cast.
     """
@@ -69,7 +69,7 @@ def read_example_inputs(example: Example, module: nn.Module) -> ExampleInputs:
         UsageError: an input is no array of numbers, has no rows or another number of rows than the others, or the
             file cannot be read.
     """
-    parameters = _forward_parameters(module)
+    parameters, named = _forward_parameters(module)
     if isinstance(example, str | os.PathLike):
         arrays = _read_file(Path(example))
         example = next(iter(arrays.values())) if len(arrays) == 1 else arrays
@@ -78,7 +78,7 @@ def read_example_inputs(example: Example, module: nn.Module) -> ExampleInputs:
         if len(given) == 1 and len(parameters) == 1 and list(given) == parameters:
             style: Literal["positional", "mapping", "keywords"] = "positional"
         else:
-            style = "keywords" if given and set(given) <= set(parameters) else "mapping"
+            style = "keywords" if given and set(given) <= set(named) else "mapping"
     else:
         several = [example] if isinstance(example, Tensor | np.ndarray) else list(example)
         names = [
@@ -96,11 +96,15 @@ def input_dtype(array: NDArray[np.generic]) -> DType:
     return name  # type: ignore[return-value]
 
 
-def _forward_parameters(module: nn.Module) -> list[str]:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [
-        name for name, found in inspect.signature(module.forward).parameters.items() if found.kind in kinds
-    ]
+def _forward_parameters(module: nn.Module) -> tuple[list[str], list[str]]:
+    """The parameters of forward that may be given by place, and those that may be given by name."""
+    found = inspect.signature(module.forward).parameters.values()
+    placed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return (
+        [parameter.name for parameter in found if parameter.kind in placed],
+        [parameter.name for parameter in found if parameter.kind in named],
+    )
 
 
 def _read_file(path: Path) -> dict[str, NDArray[np.generic]]:

@@ -15,7 +15,7 @@ from te_export.capture.joint_graph import prediction_name, routing_weights_name
 from te_export.models.exportable import ExportableModel, ModelInput, TaskOutput
 from te_export.models.input_rows import InputRows
 from te_export.modules.all_tasks import PARAMETER_PREFIX, AllTasks, evaluating
-from te_export.modules.check_behaviour import check_rows_apart, check_stays_as_it_is
+from te_export.modules.check_behaviour import check_nothing_is_drawn, check_rows_apart, check_stays_as_it_is
 from te_export.modules.example_inputs import Example, read_example_inputs
 from te_export.modules.find_gates import find_gates, last_gate
 from te_export.modules.forward_form import ForwardForm, find_forward_form, shown_form
@@ -59,6 +59,7 @@ def make_exportable(
         form = find_forward_form(module, inputs, task_names).of_tasks(tasks)
         every = AllTasks(module, inputs, form)
         traced = trace(every, inputs.rows)  # first, since it can name lines
+        check_nothing_is_drawn(traced, inputs.rows)
         check_stays_as_it_is(every, inputs.rows)
     merge_same_nodes(traced.graph)
     narrowed = narrow_columns(traced)
@@ -89,23 +90,30 @@ def _class_name(module: nn.Module) -> str:
 
 
 def _with_gates(traced: Traced, form: ForwardForm, sample: InputRows) -> list[TaskNodes]:
-    gates = find_gates(traced, record_values(traced, sample))
-    return [
-        TaskNodes(name, output, last_gate(gates[output]))
-        for name, output in zip(form.tasks, traced.outputs(), strict=True)
-    ]
+    found = find_gates(traced, record_values(traced, sample))
+    tasks = []
+    for name, output in zip(form.tasks, traced.outputs(), strict=True):
+        gate = last_gate(found[output])
+        tasks.append(TaskNodes(name, output, gate, has_several=gate is None and bool(found[output])))
+    return tasks
 
 
 def _gate_notes(tasks: Sequence[TaskNodes]) -> list[str]:
-    without = [task.name for task in tasks if task.gate is None]
-    if not without:
-        return []
+    several = [task.name for task in tasks if task.has_several]
+    without = [task.name for task in tasks if task.gate is None and not task.has_several]
+    notes = []
+    if several:
+        notes.append(
+            f"several gates side by side for {', '.join(several)}: none stands for the task, none is given"
+        )
     if len(without) == len(tasks):
-        return [
+        notes.append(
             "no gate was found: no task has a softmax over experts that feeds their weighted sum, so there are no "
             "routing weights"
-        ]
-    return [f"no gate was found for {', '.join(without)}, and so no routing weights"]
+        )
+    elif without:
+        notes.append(f"no gate was found for {', '.join(without)}, and so no routing weights")
+    return notes
 
 
 def _constant_notes(traced: Traced, narrowed: Narrowed) -> list[str]:

@@ -20,11 +20,17 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class TaskNodes:
-    """Where the program makes what one task gives."""
+    """Where the program makes what one task gives.
+
+    Attributes:
+        gate: the last gate on the way to the prediction; None where there is none, or several side by side.
+        has_several: whether it is None for the second reason.
+    """
 
     name: str
     prediction: Node
     gate: Gate | None
+    has_several: bool = False
 
 
 def give_outputs(traced: Traced, tasks: Sequence[TaskNodes]) -> None:

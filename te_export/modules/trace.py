@@ -96,8 +96,8 @@ def trace(module: AllTasks, rows: InputRows) -> Traced:
         rows: that it accepts.
 
     Raises:
-        CaptureError: torch cannot trace it, its batch axis comes out static, it changes itself, or draws random
-            numbers; naming the line of the module and the usual mend.
+        CaptureError: torch cannot trace it, its batch axis comes out static, or it changes itself; naming the line of
+            the module and the usual mend.
     """
     inputs = rows[np.arange(TRACED_ROWS) % len(rows)].tensors()
     batch = torch.export.Dim(BATCH)
@@ -112,7 +112,6 @@ def trace(module: AllTasks, rows: InputRows) -> Traced:
     traced = Traced(functional)
     _drop_what_computes_nothing(traced)
     _refuse_changes(program, traced)
-    _refuse_randomness(traced)
     _refuse_static_outputs(traced, module)
     return traced
 
@@ -212,16 +211,6 @@ def _refuse_changes(raw: ExportedProgram, traced: Traced) -> None:
             raise CaptureError(
                 f"the module changes itself: {name.removeprefix('module.')} is written to in forward{_at(where)}. Have "
                 "forward do so in training mode alone (if self.training), or return the new value"
-            )
-
-
-def _refuse_randomness(traced: Traced) -> None:
-    for node in traced.graph.nodes:
-        tags = getattr(node.target, "tags", ())
-        if torch.Tag.nondeterministic_seeded in tags:
-            raise CaptureError(
-                f"forward draws random numbers in eval mode ({node.target}){_at(line_of_node(node))}: no export can "
-                "give the same. Draw them in training mode alone: F.dropout(x, p, training=self.training)"
             )
 
 
