@@ -23,6 +23,7 @@ from te_export.rewrite.batch_linears import batch_linears
 from te_export.rewrite.block_gates import block_gates
 from te_export.rewrite.cancel_shapes import cancel_shapes
 from te_export.rewrite.fold_batch_norms import fold_batch_norms
+from te_export.rewrite.fold_constants import fold_constants
 from te_export.rewrite.fold_linears import fold_linears
 from te_export.rewrite.fuse_experts import fuse_experts
 from te_export.rewrite.graph_cost import measure_cost
@@ -81,6 +82,7 @@ def rewrite_alone(
 def _before_cut(provider: TargetProvider, laid_out: Mapping[str, int]) -> list[Rule]:
     """The rules for a graph whose layers are all apart."""
     return [
+        fold_constants,
         fold_batch_norms,
         fold_linears,
         partial(stack_linears, before_cut=True, laid_out=laid_out),
