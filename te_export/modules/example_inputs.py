@@ -80,7 +80,7 @@ def read_example_inputs(example: Example, module: nn.Module) -> ExampleInputs:
         else:
             style = "keywords" if given and set(given) <= set(named) else "mapping"
     else:
-        several = [example] if isinstance(example, Tensor | np.ndarray) else list(example)
+        several: list[Array] = list(example) if isinstance(example, tuple | list) else [example]  # type: ignore[list-item]
         names = [
             *parameters[: len(several)],
             *(f"input_{index}" for index in range(len(parameters), len(several))),
@@ -139,25 +139,41 @@ def _checked(
 
 
 def _plain(name: str, array: object, notes: list[str]) -> NDArray[np.generic]:
-    if isinstance(array, Tensor):
-        found = array.detach().cpu()
-        values = found.float().numpy() if found.dtype == torch.bfloat16 else found.numpy()
-    elif isinstance(array, np.ndarray):
-        values = array
-    else:
-        raise UsageError(
-            f"example input {name!r}: got {type(array).__qualname__}, expected a tensor or a numpy array: pass "
-            "torch.as_tensor(value)"
-        )
+    values, dtype = _as_array(name, array)
     if values.ndim == 0:
         raise UsageError(f"example input {name!r}: has no axes, expected the batch axis first")
     if values.dtype.kind not in "fiub":
         raise UsageError(f"example input {name!r}: got {values.dtype}, expected numbers or bools")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise UsageError(f"example input {name!r}: holds NaN or infinity; pass rows that the module answers")
-    if values.dtype.name not in _DTYPES:
-        target = np.dtype(np.float32 if values.dtype.kind == "f" else np.int64)
-        if values.dtype.name != "float64":
-            notes.append(f"input {name!r} is taken as {target.name}; the example is {values.dtype.name}")
-        values = values.astype(target)
-    return np.array(values, order="C")
+    if dtype in _DTYPES:
+        return np.array(values, order="C")
+    target = np.dtype(np.float32 if values.dtype.kind == "f" else np.int64)
+    largest = float(np.finfo(np.float32).max) if values.dtype.kind == "f" else np.iinfo(np.int64).max
+    if values.size and max(values.max().item(), -values.min().item()) > largest:
+        raise UsageError(
+            f"example input {name!r}: holds numbers that {target.name}, which it is taken as, cannot hold; pass rows that "
+            "the module answers"
+        )
+    if dtype != "float64":
+        notes.append(f"input {name!r} is taken as {target.name}; the example is {dtype}")
+    return np.array(values, target, order="C")
+
+
+def _as_array(name: str, array: object) -> tuple[NDArray[np.generic], str]:
+    """As numpy holds it, and the name of the dtype it came in."""
+    if isinstance(array, np.ndarray):
+        return array, array.dtype.name
+    if not isinstance(array, Tensor):
+        raise UsageError(
+            f"example input {name!r}: got {type(array).__qualname__}, expected a tensor or a numpy array: pass "
+            "torch.as_tensor(value)"
+        )
+    if array.layout != torch.strided or array.is_quantized:
+        raise UsageError(
+            f"example input {name!r}: got a sparse or quantized tensor, expected a dense one: pass x.to_dense() or "
+            "x.dequantize()"
+        )
+    found = array.detach().cpu().resolve_conj().resolve_neg()
+    values = (found.float() if found.dtype == torch.bfloat16 else found).numpy()
+    return values, str(found.dtype).removeprefix("torch.")
