@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import re
 import sysconfig
 import textwrap
@@ -17,9 +18,9 @@ from torch.fx import Node
 __all__ = ["line_of_attribute", "line_of_error", "line_of_node"]
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<name>\S+)\n\s*(?P<code>[^\n]*)')
-_TORCH = str(Path(torch.__file__).parent)
-_OURS = str(Path(__file__).parents[1])
-_STANDARD = sysconfig.get_paths()["stdlib"]
+_TORCH = str(Path(torch.__file__).parent) + os.sep
+_OURS = str(Path(__file__).parents[1]) + os.sep
+_STANDARD = sysconfig.get_paths()["stdlib"] + os.sep
 
 
 def line_of_error(error: BaseException) -> str:
@@ -51,6 +52,7 @@ def line_of_attribute(module: nn.Module, name: str) -> str:
         tree = ast.parse(textwrap.dedent("".join(lines)))
     except (OSError, TypeError, SyntaxError):
         return ""
+    attribute = re.compile(rf"\bself\.{re.escape(name)}\b")
     methods = [
         node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name != "__init__"
     ]
@@ -61,7 +63,7 @@ def line_of_attribute(module: nn.Module, name: str) -> str:
             targets = [node.target]
         else:
             continue
-        if any(f"self.{name}" in ast.unparse(target) for target in targets):
+        if any(attribute.search(ast.unparse(target)) for target in targets):
             return _shown(file, first + node.lineno - 1, kind.__name__, lines[node.lineno - 1].strip())
     return ""
 
@@ -75,11 +77,11 @@ def _last_quoted(text: str) -> str:
 
 
 def _is_users(file: str) -> bool:
-    inside = (_TORCH, _OURS, _STANDARD)
-    site_packages = "site-packages"
-    if site_packages in file:
-        return not file.startswith(_TORCH) and "/onnxscript/" not in file
-    return not file.startswith(inside) and not file.startswith("<")
+    if file.startswith((_TORCH, _OURS, "<")):
+        return False
+    if "site-packages" in file:  # which lies within the standard library's folder
+        return "/onnxscript/" not in file
+    return not file.startswith(_STANDARD)
 
 
 def _shown(file: str, line: int, name: str, code: str) -> str:
