@@ -36,7 +36,7 @@ def build_module(factory: str) -> nn.Module:
         UsageError: there is no such module or name, it fails, or gives no torch module.
     """
     path, _, name = factory.partition(":")
-    if not path or not name:
+    if not path or not name or path.startswith("."):
         raise UsageError(f"--model {factory!r}: expected package.module:factory, such as mypkg.models:build")
     with _importing_from_here():
         try:
@@ -47,7 +47,7 @@ def build_module(factory: str) -> nn.Module:
                 f"--model {factory}: Python finds no module {error.name!r}{f' ({where})' if where else ''}. Run "
                 "te-export in the folder that holds it, or install its package"
             ) from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script's argparse leaves by the latter
             raise UsageError(f"--model {factory}: {_failed(error, f'importing {path}')}") from error
         made = getattr(found, name, None)
         if made is None:
@@ -63,7 +63,7 @@ def build_module(factory: str) -> nn.Module:
             )
         try:
             module = made()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UsageError(
                 f"--model {factory}: {_failed(error, f'{name}()')}. It is called without arguments: write a function that "
                 "fills them in"
@@ -151,6 +151,7 @@ def read_pt2(path: Path, *, trust_pickle: bool) -> tuple[nn.Module, Example, str
     return module, tuple(positional), _sha256(path)
 
 
+
 def _refuse_static(program: ExportedProgram, path: Path) -> None:
     for node in program.graph.nodes:
         value = node.meta.get("val")
@@ -164,7 +165,7 @@ def _refuse_static(program: ExportedProgram, path: Path) -> None:
                 )
 
 
-def _failed(error: Exception, what: str) -> str:
+def _failed(error: BaseException, what: str) -> str:
     where = line_of_error(error)
     return f"{what} fails with {type(error).__name__}: {error!s:.300}{f' ({where})' if where else ''}"
 
