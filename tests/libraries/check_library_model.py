@@ -70,7 +70,7 @@ class TaskSize:
     task: str
     graph: Size
     extracted: Size
-    computed_ahead: tuple[int, int]
+    spare_numbers: int
     needs_whole_model: bool
 
 
@@ -254,7 +254,7 @@ def task_sizes(
             entry.task,
             size_of(bundle / entry.graph.path),
             extracted[entry.task],
-            model.computed_ahead,
+            model.spare_numbers,
             entry.task in model.needs_whole_model,
         )
         for entry in manifest.variants[0].tasks

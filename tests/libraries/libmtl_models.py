@@ -156,7 +156,7 @@ def _ple() -> LibraryModel:
 
 def _cross_stitch() -> LibraryModel:
     """Its sums read single elements of one parameter."""
-    return replace(_small(Cross_stitch, 15), computed_ahead=(12, 6))
+    return _small(Cross_stitch, 15)
 
 
 def _mtan() -> LibraryModel:
@@ -166,7 +166,7 @@ def _mtan() -> LibraryModel:
 def _dselect_k() -> LibraryModel:
     """Gates that are no softmax: products of smooth steps, weighed by a softmax over selectors."""
     model = _small(DSelect_k, 17, options=_image_options(num_experts=[4], num_nonzeros=2, kgamma=1.0))
-    return replace(model, optional_gates=dict.fromkeys(TASKS, 4), computed_ahead=(1, 2))
+    return replace(model, optional_gates=dict.fromkeys(TASKS, 4), spare_numbers=2)
 
 
 def build_cgc() -> nn.Module:

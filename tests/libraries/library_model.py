@@ -27,8 +27,7 @@ class LibraryModel:
         optional_gates: tasks with a weighted sum that may be taken for a gate or not, and how many it weighs.
         fused_output: the module's output is one tensor (B, T) with a column per task.
         needs_whole_model: tasks whose prediction takes every parameter.
-        computed_ahead: nodes and numbers that torch's optimizer saves by computing with constants of the module
-            while it exports, which te_export leaves in the graph.
+        spare_numbers: of a task graph over what torch's own export holds for the task: sizes that a Reshape reads.
     """
 
     module: nn.Module
@@ -38,7 +37,7 @@ class LibraryModel:
     optional_gates: Mapping[str, int] = field(default_factory=dict)
     fused_output: bool = False
     needs_whole_model: frozenset[str] = frozenset()
-    computed_ahead: tuple[int, int] = (0, 0)
+    spare_numbers: int = 0
 
     @property
     def example_inputs(self) -> Inputs:
