@@ -39,6 +39,7 @@ from te_export.precision.accuracy import evaluate_oracle
 from te_export.precision.calibration_data import CalibrationData, read_calibration_data
 from te_export.precision.evaluation import Evaluation, probe_evaluation
 from te_export.progress import Progress, SilentProgress, Steps
+from te_export.report.html import HTML_REPORT_NAME, render_html
 from te_export.report.markdown import REPORT_NAME, render_report
 from te_export.rewrite.log import RewriteLog
 from te_export.rewrite.rewrite import rewrite, rewrite_cut
@@ -305,15 +306,11 @@ def _write_manifest(
         utilization=utilization(written.references),
         files=staged.files,
     )
-    staged.write(
-        REPORT_NAME,
-        [
-            render_report(manifest, (*written.notes, *notes), written.rewrites, written.pruned.tasks).encode(
-                "utf-8"
-            )
-        ],
-    )
-    manifest = manifest._replace(files=staged.files)
+    told = (*written.notes, *notes)
+    for name, render in ((REPORT_NAME, render_report), (HTML_REPORT_NAME, render_html)):
+        text = render(manifest, told, written.rewrites, written.pruned.tasks)
+        staged.write(name, [text.encode("utf-8")])
+        manifest = manifest._replace(files=staged.files)
     data = serialize_manifest(manifest)
     staged.write(MANIFEST_NAME, [data])
     return parse_manifest(data, MANIFEST_NAME)

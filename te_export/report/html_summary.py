@@ -1,0 +1,84 @@
+"""The first lines of report.html: what somebody who was handed the bundle wants to know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from te_export.report.html_files import folder_bytes
+from te_export.report.html_parity import worst_group
+from te_export.report.variant_figures import judged_rows
+from te_runtime.manifest import Manifest, Variant
+
+__all__ = ["summary_sentences"]
+
+_NAMED = 6
+
+
+def summary_sentences(manifest: Manifest) -> Iterator[str]:
+    """A sentence or two for each: what it is, how exact, how large, what lower precision costs, what is pruned."""
+    yield _what(manifest)
+    yield _exactness(manifest.variants[0])
+    yield _sizes(manifest)
+    for variant in manifest.variants[1:]:
+        yield _lower_precision(manifest, variant)
+    pruned = [graphs.task for graphs in manifest.variants[0].tasks if graphs.pruned is not None]
+    if pruned:
+        yield (
+            f"For {_names(pruned)} there is one more graph, without experts that the task hardly uses. It is not the "
+            "model's function, and is used only where it is asked for."
+        )
+
+
+def _what(manifest: Manifest) -> str:
+    names = manifest.task_names
+    answers = f"one task, {names[0]}" if len(names) == 1 else f"{len(names)} tasks: {_names(names)}"
+    return (
+        f"This bundle holds the model {manifest.model.family} as ONNX graphs. It answers {answers}. "
+        "It runs wherever ONNX Runtime runs, without torch."
+    )
+
+
+def _exactness(variant: Variant) -> str:
+    rows = sum(group.rows for group in variant.parity[0].prediction.groups)
+    checked = (
+        f"Before it was written, each {variant.precision} graph was run over {rows} rows and compared with the same "
+        "model in torch float64."
+    )
+    worst = worst_group(variant.parity)
+    if worst is None:
+        return checked
+    ratios = [ratio for parity in variant.parity if (ratio := parity.worst_ratio) is not None]
+    beside = f" The largest error over torch's own float32 error is {max(ratios):.2f}." if ratios else ""
+    return (
+        f"{checked} At most {worst.share:.0%} of the error that was allowed was used: by {worst.task}, "
+        f"{worst.output}, {worst.group} rows.{beside}"
+    )
+
+
+def _sizes(manifest: Manifest) -> str:
+    names = [variant.precision for variant in manifest.variants]
+    total = sum(entry.size_bytes for entry in manifest.files)
+    held = f"the variant {names[0]}" if len(names) == 1 else f"the variants {', '.join(names)}"
+    return f"It holds {held} and takes {total / 1e6:.1f} MB."
+
+
+def _lower_precision(manifest: Manifest, variant: Variant) -> str:
+    whole = folder_bytes(manifest, manifest.variants[0].precision)
+    size = f"{variant.precision} takes {folder_bytes(manifest, variant.precision) / whole:.2f} of the bytes of fp32."
+    if not variant.accuracy:
+        return size
+    worst = max(variant.accuracy, key=lambda entry: entry.loss_points)
+    caveat = (
+        " Random rows show a broken variant and not its accuracy: try it on your own data."
+        if worst.source == "probe rows"
+        else ""
+    )
+    return (
+        f"{size} The task that loses most in it is {worst.task}: {worst.loss_points:.2f} of the "
+        f"{worst.budget_points:g} percentage points allowed, over {judged_rows(variant)}.{caveat}"
+    )
+
+
+def _names(names: tuple[str, ...] | list[str]) -> str:
+    left = len(names) - _NAMED
+    return ", ".join(names) if left <= 0 else f"{', '.join(names[:_NAMED])} and {left} more"
