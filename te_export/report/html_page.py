@@ -20,6 +20,7 @@ from te_runtime.manifest import Manifest, TensorSpec, Variant
 __all__ = ["Accuracy", "Exported", "Page", "Pruning", "Rewrites", "Routing", "make_page"]
 
 _OPEN_ROWS = 40
+_OPEN_EXPERTS = 16
 _LISTED = 100
 
 
@@ -185,7 +186,7 @@ def _routing(manifest: Manifest) -> Routing:
 
 
 def _rewrites(log: RewriteLog) -> Rewrites:
-    headings = (Column("graph"), Column(""), *(Column(heading, "number") for heading in COST_HEADINGS))
+    headings = (Column("graph"), Column("state"), *(Column(heading, "number") for heading in COST_HEADINGS))
     rows = (row for costs in log.costs for row in cost_rows(costs))
     return Rewrites(
         count=len(log.applied),
@@ -230,9 +231,9 @@ def _pruning(variant: Variant, pruning: Sequence[TaskPruning]) -> Pruning:
         found=tuple(found_line(found) for found in pruning),
         experts=make_table(
             "Routing weights over the calibration rows",
-            columns(*EXPERT_HEADINGS, numbers=numbers),
+            columns(*(heading or "state" for heading in EXPERT_HEADINGS), numbers=numbers),
             (row for found in pruning for row in expert_rows(found)),
-            open_rows=_OPEN_ROWS,
+            open_rows=_OPEN_EXPERTS,
         ),
         parity=tasks_parity("Pruned graphs: distance from torch in float64", parity) if parity else None,
     )

@@ -23,9 +23,10 @@ def summary_sentences(manifest: Manifest) -> Iterator[str]:
         yield _lower_precision(manifest, variant)
     pruned = [graphs.task for graphs in manifest.variants[0].tasks if graphs.pruned is not None]
     if pruned:
+        tasks = "every task" if len(pruned) == len(manifest.tasks) else _names(pruned)
         yield (
-            f"For {_names(pruned)} there is one more graph, without experts that the task hardly uses. It is not the "
-            "model's function, and is used only where it is asked for."
+            f"For {tasks} there is one more graph, without experts that the task hardly uses. It is not the model's "
+            "function, and is used only where it is asked for."
         )
 
 
@@ -48,7 +49,7 @@ def _exactness(variant: Variant) -> str:
     if worst is None:
         return checked
     ratios = [ratio for parity in variant.parity if (ratio := parity.worst_ratio) is not None]
-    beside = f" The largest error over torch's own float32 error is {max(ratios):.2f}." if ratios else ""
+    beside = f" At worst an error is {max(ratios):.2f} times torch's own in float32." if ratios else ""
     return (
         f"{checked} At most {worst.share:.0%} of the error that was allowed was used: by {worst.task}, "
         f"{worst.output}, {worst.group} rows.{beside}"
@@ -73,10 +74,8 @@ def _lower_precision(manifest: Manifest, variant: Variant) -> str:
         if worst.source == "probe rows"
         else ""
     )
-    return (
-        f"{size} The task that loses most in it is {worst.task}: {worst.loss_points:.2f} of the "
-        f"{worst.budget_points:g} percentage points allowed, over {judged_rows(variant)}.{caveat}"
-    )
+    lost = f"{worst.loss_points:.2f} of the {worst.budget_points:g} percentage points allowed"
+    return f"{size} {worst.task} loses most in it: {lost}, over {judged_rows(variant)}.{caveat}"
 
 
 def _names(names: tuple[str, ...] | list[str]) -> str:

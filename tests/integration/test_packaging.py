@@ -179,8 +179,8 @@ def test_the_root_wheel_holds_both_packages_both_commands_and_the_license(root_w
         "te_runtime.entry:main",
     ]
     for package, source in (("te_export", ROOT), ("te_runtime", ROOT / "runtime")):
-        expected = {path.relative_to(source).as_posix() for path in (source / package).rglob("*.py")}
-        assert expected <= names
+        sources = (path for kind in ("*.py", "*.jinja") for path in (source / package).rglob(kind))
+        assert {path.relative_to(source).as_posix() for path in sources} <= names
         assert f"{package}/py.typed" in names
     assert f"{metadata}/licenses/LICENSE" in names
 
