@@ -8,6 +8,7 @@ from typing import get_args
 
 import click
 
+from te_runtime.cli_bench import bench
 from te_runtime.cli_group import CommandGroup, Outcome, json_outcome, text_outcome
 from te_runtime.cli_options import choose_cuda, load_options, report_options
 from te_runtime.plan import Mode
@@ -51,7 +52,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show it."
 )
 def main() -> None:
-    """Look into, check and run a model bundle made by te-export.
+    """Look into, check, run and measure a model bundle made by te-export.
 
     A bundle is a folder. It holds a model that answers several tasks from one input, ready for ONNX Runtime.
 
@@ -60,6 +61,7 @@ def main() -> None:
       te-runtime inspect model-onnx
       te-runtime verify model-onnx --provider auto
       te-runtime run model-onnx input.npz --task click -o answers.npz
+      te-runtime bench model-onnx
     """
 
 
@@ -170,6 +172,9 @@ def run(
         )
     arrays_io.write_predictions(chosen, predictions, force=force)
     return json_outcome(run_json(report)) if as_json else text_outcome(run_text(report))
+
+
+main.add_command(bench)
 
 
 @main.command(short_help="What works on this machine, and what fixes the rest.")

@@ -10,7 +10,7 @@ from te_runtime.cuda_check import CudaReport, Finding, check_cuda
 from te_runtime.errors import ProviderError
 from te_runtime.machine import LocalMachine, Machine
 
-__all__ = ["Doctor", "OnnxRuntime", "examine"]
+__all__ = ["Doctor", "OnnxRuntime", "examine", "own_version"]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def examine(machine: Machine | None = None) -> Doctor:
         if does
     ]
     return Doctor(
-        te_runtime=_own_version(),
+        te_runtime=own_version(),
         python=platform.python_version(),
         system=platform.platform(),
         cpu=place.cpu(),
@@ -119,7 +119,8 @@ def _not_looked_at(system: str) -> tuple[str, ...]:
     return (*parts, "CPU features")
 
 
-def _own_version() -> str | None:
+def own_version() -> str | None:
+    """The version of te_runtime, or None where it is not installed as a package."""
     from importlib.metadata import PackageNotFoundError, version
 
     for name in ("te-runtime", "te-export"):  # te-export ships the same package

@@ -1,0 +1,133 @@
+"""The scenario server: queries of one row that arrive whether or not the last one is answered.
+
+Arrivals are a Poisson process with a seed. A query's latency counts from when it was to arrive, not from when its
+turn came, so that a slow answer is paid for by every query that waited behind it (no coordinated omission). One
+caller answers them in the order of arrival.
+
+The highest rate is found by halving an interval; the gaps between arrivals are the same random numbers at every rate,
+only scaled. What was found is then confirmed with other random numbers.
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from te_runtime.bench_clock import Clock
+from te_runtime.bench_samples import percentile
+from te_runtime.bench_scenarios import Call, Tick, Timed
+
+__all__ = ["Found", "Trial", "find_rate", "poisson_arrivals_ns", "run_trial"]
+
+HALVINGS = 6
+CONFIRMATIONS = 4
+BACK_OFF = 0.95
+TRIALS_AT_MOST = HALVINGS + CONFIRMATIONS
+_GIVE_UP_AFTER = 2  # durations
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One rate, tried.
+
+    Attributes:
+        rate_per_s: queries per second asked for.
+        bound_ns: what p99 was to stay within.
+        timed: one row per call; latencies count from the scheduled arrival, CPU time is that of the calls.
+        p99_ns: of the latencies.
+        gave_up: the queries waiting grew until the trial was ended early.
+    """
+
+    rate_per_s: float
+    bound_ns: int
+    timed: Timed
+    p99_ns: float
+    gave_up: bool
+
+    @property
+    def holds(self) -> bool:
+        """Whether the bound was kept."""
+        return not self.gave_up and not self.timed.is_interrupted and self.p99_ns <= self.bound_ns
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search found.
+
+    Attributes:
+        best: the trial that confirmed the highest rate; None if none held, or an interrupt came before.
+        trials: all of them, in order.
+        is_interrupted: Ctrl-C ended it early.
+    """
+
+    best: Trial | None
+    trials: tuple[Trial, ...]
+    is_interrupted: bool
+
+
+def poisson_arrivals_ns(rate_per_s: float, duration_ns: int, seed: int) -> list[int]:
+    """Moments of arrival in [0, duration), in nanoseconds; at least one, the first at 0."""
+    rng = random.Random(seed)
+    arrivals, now = [0], rng.expovariate(1.0) * 1e9 / rate_per_s
+    while now < duration_ns:
+        arrivals.append(round(now))
+        now += rng.expovariate(1.0) * 1e9 / rate_per_s
+    return arrivals
+
+
+def run_trial(
+    call: Call, clock: Clock, *, rate_per_s: float, bound_ns: int, duration_ns: int, seed: int
+) -> Trial:
+    """Answer queries that arrive at a rate; gives up when the run takes twice its duration."""
+    arrivals = poisson_arrivals_ns(rate_per_s, duration_ns, seed)
+    latencies = array("q")
+    cpu_ns, is_interrupted, gave_up = 0, False, False
+    begun = now = clock.wall_ns()
+    try:
+        for number, arrival in enumerate(arrivals):
+            clock.wait_until(begun + arrival)
+            cpu_begun = clock.cpu_ns()
+            call(number)
+            now = clock.wall_ns()
+            cpu_ns += clock.cpu_ns() - cpu_begun
+            latencies.append(now - begun - arrival)
+            if now - begun > _GIVE_UP_AFTER * max(duration_ns, bound_ns):
+                gave_up = number + 1 < len(arrivals)
+                break
+    except KeyboardInterrupt:
+        is_interrupted = True
+    p99 = percentile(latencies, 99) if latencies else 0.0
+    timed = Timed(1, latencies, now - begun, cpu_ns, is_interrupted)
+    return Trial(rate_per_s, bound_ns, timed, p99, gave_up)
+
+
+def find_rate(trial: Callable[[float, bool], Trial], capacity_per_s: float, tick: Tick) -> Found:
+    """Find the highest rate that holds its bound.
+
+    Args:
+        trial: tries a rate per second; with True, with other random numbers than the search uses.
+        capacity_per_s: how many queries one after another make a second; no rate above it is tried.
+        tick: hears how far the search is.
+    """
+    trials: list[Trial] = []
+
+    def tried(rate_per_s: float, confirming: bool) -> Trial:
+        trials.append(trial(rate_per_s, confirming))
+        tick(min(1.0, len(trials) / TRIALS_AT_MOST))
+        return trials[-1]
+
+    low, high = 0.0, capacity_per_s
+    for _ in range(HALVINGS):
+        rate = (low + high) / 2
+        found = tried(rate, False)
+        if found.timed.is_interrupted:
+            return Found(None, tuple(trials), True)
+        low, high = (rate, high) if found.holds else (low, rate)
+    for step in range(CONFIRMATIONS if low > 0 else 0):
+        found = tried(low * BACK_OFF**step, True)
+        if found.timed.is_interrupted or found.holds:
+            interrupted = found.timed.is_interrupted
+            return Found(None if interrupted else found, tuple(trials), interrupted)
+    return Found(None, tuple(trials), False)
