@@ -59,7 +59,7 @@ def _subject_lines(name: str, subject: Subject) -> Iterator[str]:
     yield f"{name}: {title}" if name else title
     for line in choice_lines(subject.choice):
         yield from _field("provider", line)
-    graphs = f"{len(subject.plan.graphs)} graph" + ("s" if len(subject.plan.graphs) > 1 else "")
+    graphs = _count(len(subject.plan.graphs), "graph")
     yield from _field("mode", f"{subject.plan.mode}, {graphs}; {subject.plan.reason}")
     yield from _field("threads", f"{subject.threads}")
     yield from _field(
@@ -119,12 +119,15 @@ def _server_lines(result: Result, report: BenchReport) -> Iterator[str]:
     if found is None:
         return
     if found.best is None:
+        held_rates = [trial.rate_per_s for trial in found.trials if trial.holds]
         rate = "not found before the interrupt"
+        if held_rates:
+            rate += f"; {max(held_rates):,.0f} queries/s kept p99 within {bound:g} ms once"
     else:
         rate = f"{found.best.rate_per_s:,.0f} queries/s, the highest that kept p99 within {bound:g} ms"
     yield from _field("  rate", rate)
     held = sum(trial.holds for trial in found.trials)
-    yield from _field("  search", f"{len(found.trials)} runs, {held} of them within the bound")
+    yield from _field("  search", f"{_count(len(found.trials), 'run')}, {held} of them within the bound")
 
 
 def _measured_lines(name: str, measured: Measured, *, is_open_loop: bool) -> Iterator[str]:
@@ -162,17 +165,25 @@ def _spread_text(spread: Spread) -> str:
 def _ratio_lines(ratio: PairRatio) -> Iterator[str]:
     yield from _field(
         "  A over B",
-        f"{ratio.median:.3f} (10 % to 90 %: {ratio.low:.3f} to {ratio.high:.3f}; {ratio.pairs:,} pairs); "
-        f"{_faster(ratio.median)}",
+        f"{ratio.median:.3f}, 95 % sure of {ratio.sure_low:.3f} to {ratio.sure_high:.3f}: {_faster(ratio)}",
     )
     yield from _field(
-        "",
-        f"ratios of the two halves differ by {ratio.halves_apart:.1%}: {_shown_state(ratio.state)}",
+        "", f"10 % to 90 % of {ratio.pairs:,} pairs of calls: {ratio.low:.3f} to {ratio.high:.3f}"
     )
+    yield from _field("", f"{_shown_state(ratio.state)}: {_doubt(ratio)}")
 
 
-def _faster(ratio: float) -> str:
-    return "below 1, A is faster" if ratio < 1 else "above 1, B is faster" if ratio > 1 else "the same"
+def _doubt(ratio: PairRatio) -> str:
+    halves = f"ratios of the two halves differ by {ratio.halves_apart:.1%}"
+    if ratio.sure_within <= NOISY_ABOVE:
+        return halves
+    return f"{halves}, and the ratio is known within {ratio.sure_within:.0%} only"
+
+
+def _faster(ratio: PairRatio) -> str:
+    if ratio.state == "too few" or ratio.sure_low <= 1 <= ratio.sure_high:
+        return "neither is shown to be faster"
+    return "A is faster" if ratio.sure_high < 1 else "B is faster"
 
 
 def _offline_lines(results: list[Result], names: tuple[str, ...]) -> Iterator[str]:
@@ -184,7 +195,9 @@ def _offline_lines(results: list[Result], names: tuple[str, ...]) -> Iterator[st
     )
     for result in results:
         for name, measured in zip(names, result.of, strict=True):
-            yield f"  {name:{label}}{_offline_row(result, measured)}{_interrupted(result)}"
+            yield f"  {name:{label}}{_offline_row(result, measured)}"
+        if result.is_interrupted:
+            yield "  interrupted"
         if result.ratio is not None:
             yield from _ratio_lines(result.ratio)
 
@@ -219,7 +232,7 @@ def _verdict_lines(report: BenchReport) -> Iterator[str]:
             f"Too few calls to tell whether they are steady: {', '.join(by_state['too few'])}. Pass a longer "
             "--duration."
         )
-    if not report.results:
+    if not any(result.of for result in report.results):
         yield "Nothing was measured."
     elif not any(by_state.values()):
         yield f"Steady: the parts of every measurement lie within {NOISY_ABOVE:.0%}."
@@ -233,6 +246,10 @@ def _sentence(text: str) -> Iterator[str]:
 
 def _shown_state(state: SpreadState) -> str:
     return {"steady": "steady", "noisy": "NOISY", "too few": "too few calls to tell"}[state]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _ms(time_ns: float) -> str:

@@ -41,7 +41,7 @@ INTERRUPTED_EXIT_CODE = 130
     metavar="SECONDS",
     default=2.0,
     show_default=True,
-    help="How long each measurement takes; server takes up to eleven of them.",
+    help="How long each measurement takes; server takes up to 19 of them.",
 )
 @click.option(
     "--p99-ms",
@@ -53,13 +53,12 @@ INTERRUPTED_EXIT_CODE = 130
     "--compare",
     metavar="OTHER",
     type=click.Path(path_type=Path),
-    help="A second bundle: both take turns call by call, and the ratio is told. For the same precision, mode and "
-    "threads.",
+    help="A second bundle, loaded the same way: both take turns call by call, and the ratio is told.",
 )
 @click.option("--task", "tasks", multiple=True, metavar="NAME", help="Only this task; repeat for more.")
 @click.option(
     "--seed",
-    type=click.IntRange(0, 2**63 - 1),
+    type=click.IntRange(0),
     metavar="N",
     default=0,
     show_default=True,

@@ -24,6 +24,12 @@ def fake() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def bench_fakes() -> ModuleType:
+    """tests/runtime/bench_fakes.py as a module."""
+    return load_beside("bench_fakes")
+
+
+@pytest.fixture(scope="session")
 def gpu() -> str:
     """The name of a GPU that runs graphs; skips the test where there is none."""
     from te_runtime.providers import choose_provider
