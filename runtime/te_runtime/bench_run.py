@@ -10,7 +10,7 @@ from typing import Protocol
 from te_runtime.bench_clock import Clock
 from te_runtime.bench_environment import Environment, read_environment
 from te_runtime.bench_options import MULTI_STREAM_ROWS, BenchOptions, LoadOptions, Scenario
-from te_runtime.bench_rows import BenchRows, check_same_inputs, read_bench_rows
+from te_runtime.bench_rows import BenchRows, check_comparable, read_bench_rows
 from te_runtime.bench_samples import PairRatio, compare_pairs, summarize
 from te_runtime.bench_scenarios import Timed, WarmUp, measure_calls, measure_pairs, warm_up
 from te_runtime.bench_server import Found, Trial, find_rate, run_trial
@@ -100,8 +100,7 @@ def run_bench(
     rows = read_bench_rows(path, options.tasks)
     paths = [path]
     if options.compare is not None:
-        other = read_bench_rows(options.compare, options.tasks)
-        check_same_inputs(rows, other)
+        check_comparable(rows, read_bench_rows(options.compare, None))
         paths.append(options.compare)
     begun = clock.wall_ns()
     import_onnxruntime()

@@ -63,7 +63,7 @@ def test_help_and_version() -> None:
     assert call("bogus").exit_code == 2
 
 
-@pytest.mark.parametrize("command", [(), ("inspect",), ("verify",), ("run",), ("doctor",)])
+@pytest.mark.parametrize("command", [(), ("inspect",), ("verify",), ("run",), ("bench",), ("doctor",)])
 def test_help_fits_80_columns(command: tuple[str, ...]) -> None:
     result = call(*command, "-h")
     assert result.exit_code == 0
@@ -445,4 +445,4 @@ def test_the_shell_can_complete_commands() -> None:
 
 def test_the_entry_point_is_a_click_command() -> None:
     assert isinstance(main, click.Group)
-    assert sorted(main.commands) == ["doctor", "inspect", "run", "verify"]
+    assert sorted(main.commands) == ["bench", "doctor", "inspect", "run", "verify"]

@@ -88,3 +88,12 @@ def test_the_public_names() -> None:
     ]
     for name in te_runtime.__all__:
         assert hasattr(te_runtime, name)
+
+
+def test_bench_is_loaded_by_its_command_alone(pristine: Path) -> None:
+    program = f"import sys, te_runtime\nte_runtime.load({str(pristine)!r}).close()\nfrom te_runtime.cli import main\n"
+    modules_after(
+        program + "assert not [name for name in sys.modules if name.startswith('te_runtime.bench')]"
+    )
+    loaded = modules_after("from te_runtime.cli import main\nmain(['bench', '-h'], standalone_mode=False)")
+    assert not loaded & (FORBIDDEN | {"onnxruntime", "numpy"})
