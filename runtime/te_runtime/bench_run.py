@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +11,7 @@ from te_runtime.bench_environment import Environment, read_environment
 from te_runtime.bench_options import MULTI_STREAM_ROWS, BenchOptions, LoadOptions, Scenario
 from te_runtime.bench_rows import BenchRows, check_comparable, read_bench_rows
 from te_runtime.bench_samples import PairRatio, compare_pairs, summarize
-from te_runtime.bench_scenarios import Timed, WarmUp, measure_calls, measure_pairs, warm_up
+from te_runtime.bench_scenarios import Tick, Timed, WarmUp, measure_calls, measure_pairs, warm_up
 from te_runtime.bench_server import Found, Trial, find_rate, run_trial
 from te_runtime.bench_subject import Subject, open_subject
 from te_runtime.errors import InputError
@@ -138,7 +137,7 @@ def measure(
     is_interrupted = False
     try:
         for step in sorted(steps, key=lambda step: step[0] != "server"):
-            result = _measure_step(subjects, step, options, clock, progress)
+            result = _measure_step(subjects, step, options=options, clock=clock, progress=progress)
             is_interrupted = result.is_interrupted
             if result.server is not None or all(measured.timed.latencies_ns for measured in result.of):
                 found[step] = result
@@ -152,6 +151,7 @@ def measure(
 def _measure_step(
     subjects: tuple[Subject, ...],
     step: tuple[Scenario, int],
+    *,
     options: BenchOptions,
     clock: Clock,
     progress: Progress,
@@ -164,23 +164,20 @@ def _measure_step(
 
     tick(0)
     if scenario == "server":
-        return _measure_server(subjects[0], options, clock, tick)
+        return _measure_server(subjects[0], options, clock=clock, tick=tick)
+    duration_ns = options.duration_ns
     calls = [subject.queries(rows) for subject in subjects]
-    warm = [warm_up(call, clock, limit_ns=options.duration_ns) for call in calls]
+    warm = [warm_up(call, clock, limit_ns=duration_ns) for call in calls]
     if len(calls) == 1:
-        timed = measure_calls(calls[0], clock, rows_per_call=rows, duration_ns=options.duration_ns, tick=tick)
+        timed = measure_calls(calls[0], clock, rows_per_call=rows, duration_ns=duration_ns, tick=tick)
         return Result(scenario, rows, (Measured(timed, warm[0]),))
-    pairs = measure_pairs(
-        (calls[0], calls[1]), clock, rows_per_call=rows, duration_ns=options.duration_ns, tick=tick
-    )
+    pairs = measure_pairs((calls[0], calls[1]), clock, rows_per_call=rows, duration_ns=duration_ns, tick=tick)
     first, second = pairs
     ratio = compare_pairs(first.latencies_ns, second.latencies_ns) if first.latencies_ns else None
     return Result(scenario, rows, tuple(map(Measured, pairs, warm)), ratio)
 
 
-def _measure_server(
-    subject: Subject, options: BenchOptions, clock: Clock, tick: Callable[[float], None]
-) -> Result:
+def _measure_server(subject: Subject, options: BenchOptions, *, clock: Clock, tick: Tick) -> Result:
     """Find the rate; before that, make sure that one query at a time keeps the bound, and how many there can be.
 
     Raises:
@@ -188,14 +185,28 @@ def _measure_server(
     """
     if options.p99_ns is None:
         raise AssertionError("parse_bench_options wants a bound for scenario server")
-    bound_ns = options.p99_ns
+    bound_ns, duration_ns = options.p99_ns, options.duration_ns
     call = subject.queries(1)
-    warm = warm_up(call, clock, limit_ns=options.duration_ns)
-    alone = measure_calls(
-        call, clock, rows_per_call=1, duration_ns=options.duration_ns, tick=lambda _part: None
-    )
+    warm = warm_up(call, clock, limit_ns=duration_ns)
+    alone = measure_calls(call, clock, rows_per_call=1, duration_ns=duration_ns, tick=lambda _part: None)
     if alone.is_interrupted:
         return Result("server", 1, (), server=Found(None, (), True))
+    _check_bound(alone, bound_ns)
+
+    def trial(rate_per_s: float, confirming: bool) -> Trial:
+        seed = options.seed + 1 if confirming else options.seed
+        return run_trial(
+            call, clock, rate_per_s=rate_per_s, bound_ns=bound_ns, duration_ns=duration_ns, seed=seed
+        )
+
+    found = find_rate(trial, alone.rows_per_s, tick)
+    if found.best is None and not found.is_interrupted:
+        raise _no_rate(found, alone, bound_ns)
+    best = () if found.best is None else (Measured(found.best.timed, warm),)
+    return Result("server", 1, best, server=found)
+
+
+def _check_bound(alone: Timed, bound_ns: int) -> None:
     p99_ns = summarize(alone.latencies_ns).p99_ns
     if p99_ns > bound_ns:
         raise InputError(
@@ -203,18 +214,12 @@ def _measure_server(
             f"{p99_ns / 1e6:.3g} ms at p99 here. Pass a larger bound, fewer tasks, or a faster --precision"
         )
 
-    def trial(rate_per_s: float, confirming: bool) -> Trial:
-        seed = options.seed + 1 if confirming else options.seed
-        return run_trial(
-            call, clock, rate_per_s=rate_per_s, bound_ns=bound_ns, duration_ns=options.duration_ns, seed=seed
-        )
 
-    found = find_rate(trial, alone.rows_per_s, tick)
-    if found.best is None and not found.is_interrupted:
-        raise InputError(
-            f"--p99-ms {bound_ns / 1e6:g}: no rate held it, from {found.trials[0].rate_per_s:.3g} queries a second "
-            f"down to {found.trials[-1].rate_per_s:.3g}, although one query after another keeps to "
-            f"{p99_ns / 1e6:.3g} ms at p99. Pass a larger bound or a longer --duration, or quiet the machine"
-        )
-    best = () if found.best is None else (Measured(found.best.timed, warm),)
-    return Result("server", 1, best, server=found)
+def _no_rate(found: Found, alone: Timed, bound_ns: int) -> InputError:
+    rates = [trial.rate_per_s for trial in found.trials]
+    p99_ms = summarize(alone.latencies_ns).p99_ns / 1e6
+    return InputError(
+        f"--p99-ms {bound_ns / 1e6:g}: no rate held it for certain, from {max(rates):.3g} queries a second down to "
+        f"{min(rates):.3g}, although one query after another keeps to {p99_ms:.3g} ms at p99. Pass a larger bound "
+        "or a longer --duration, or quiet the machine"
+    )

@@ -181,7 +181,9 @@ def _doubt(ratio: PairRatio) -> str:
 
 
 def _faster(ratio: PairRatio) -> str:
-    if ratio.state == "too few" or ratio.sure_low <= 1 <= ratio.sure_high:
+    """Which one is faster, unless chance or drift of the machine could have made it so."""
+    is_within_chance = ratio.sure_low <= 1 <= ratio.sure_high
+    if ratio.state == "too few" or is_within_chance or abs(ratio.median - 1) <= ratio.halves_apart:
         return "neither is shown to be faster"
     return "A is faster" if ratio.sure_high < 1 else "B is faster"
 
