@@ -151,7 +151,6 @@ def read_pt2(path: Path, *, trust_pickle: bool) -> tuple[nn.Module, Example, str
     return module, tuple(positional), _sha256(path)
 
 
-
 def _refuse_static(program: ExportedProgram, path: Path) -> None:
     for node in program.graph.nodes:
         value = node.meta.get("val")
