@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import Parameter, Signature
+from keyword import iskeyword
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +21,19 @@ PARAMETER_PREFIX = "module."
 
 
 class AllTasks(nn.Module):
-    """forward: one tensor per input → for each task its prediction (B, …), of at least two axes."""
+    """forward: one tensor per input → for each task its prediction (B, …), of at least two axes.
+
+    Its parameters have the names of the inputs: torch 2.9 cannot state what it assumes of a parameter like *inputs.
+    """
 
     def __init__(self, module: nn.Module, example: ExampleInputs, form: ForwardForm) -> None:
         super().__init__()
         self.module = module
         self._example = example
         self._form = form
+        object.__setattr__(self, "forward", _named(self.answer, example.names))
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def answer(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         copies = tuple(tensor.clone() for tensor in inputs)  # the module may write to what it is given
         return tuple(self._with_columns(answer) for answer in self._answers(copies))
 
@@ -61,8 +68,6 @@ class AllTasks(nn.Module):
         return self.module(*positional, task)
 
     def _task_keyword(self, task: object) -> dict[str, object]:
-        import inspect
-
         parameters = inspect.signature(self.module.forward).parameters
         return {next(name for name in parameters if name not in self._example.names): task}
 
@@ -76,6 +81,25 @@ class AllTasks(nn.Module):
     @staticmethod
     def _with_columns(answer: Tensor) -> Tensor:
         return answer.unsqueeze(1) if answer.ndim == 1 else answer
+
+
+def _named(
+    answer: Callable[..., tuple[Tensor, ...]], inputs: Sequence[str]
+) -> Callable[..., tuple[Tensor, ...]]:
+    """A function of as many parameters as there are inputs, by the names of those that are identifiers."""
+
+    def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return answer(*tensors)
+
+    names = [
+        name if name.isidentifier() and not iskeyword(name) else f"input_{index}"
+        for index, name in enumerate(inputs)
+    ]
+    if len(set(names)) != len(names):
+        names = [f"input_{index}" for index in range(len(names))]
+    kind = Parameter.POSITIONAL_OR_KEYWORD
+    forward.__dict__["__signature__"] = Signature([Parameter(name, kind) for name in names])
+    return forward
 
 
 @contextmanager

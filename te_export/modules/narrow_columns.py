@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Node
 
-from te_export.modules.trace import Traced
+from te_export.modules.trace import Traced, batch_axis
 
 __all__ = ["Narrowed", "narrow_columns"]
 
@@ -41,12 +41,15 @@ _BROADCAST = frozenset(
 )  # fmt: skip
 
 
+_SPLITS = frozenset({_aten.split.Tensor, _aten.split_with_sizes.default, _aten.chunk.default})
+
+
 @dataclass(frozen=True)
 class Narrowed:
     """What was pulled apart.
 
     Attributes:
-        slices: how many slices no longer read what they were cut from.
+        slices: how many pieces no longer read what they were cut from.
         sources: by the name of a parameter that is some rows of another, that other.
     """
 
@@ -55,23 +58,88 @@ class Narrowed:
 
 
 def narrow_columns(traced: Traced) -> Narrowed:
-    """Narrow every slice of columns that an output is, in place, and the program's state with it."""
+    """Narrow every piece of columns whose task can do without the others, in place, and the program's state with it."""
     work = _Narrowing(traced)
+    served, outputs = _served(traced), set(traced.outputs())
     done = 0
-    for node in traced.outputs():
-        if node.op == "call_function" and node.target is _aten.slice.Tensor:
-            source, axis, start, end = _slice_of(node)
-            if axis is None:
-                continue
-            with traced.graph.inserting_before(node):
-                narrowed = work.narrow(source, axis, start, end)
+    for node in reversed(list(traced.graph.nodes)):
+        piece = _piece_of(node) if served.get(node) else None
+        if piece is None or batch_axis(piece.source) == piece.axis:
+            continue
+        if served[piece.source] == served[node] and len(piece.cut.users) > 1 and node not in outputs:
+            continue  # the same tasks need the other columns too, as of experts that one wide layer makes
+        with traced.graph.inserting_before(node):
+            narrowed = work.narrow(piece.source, piece.axis, piece.start, piece.end)
             if narrowed is not None:
-                node.replace_all_uses_with(narrowed)
+                node.replace_all_uses_with(
+                    work.without_axis(narrowed, piece.axis) if piece.drops_axis else narrowed
+                )
                 done += 1
     traced.graph.eliminate_dead_code()
     traced.graph.lint()
     traced.program.graph_module.recompile()
     return Narrowed(done, work.sources)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Part of a value along an axis, which it keeps or, of length 1, drops.
+
+    Attributes:
+        cut: whose readers take the pieces: the value, or what splits it.
+    """
+
+    source: Node
+    cut: Node
+    axis: int
+    start: int
+    end: int
+    drops_axis: bool = False
+
+
+def _served(traced: Traced) -> dict[Node, int]:
+    """For each node, a bit mask of the outputs that depend on it."""
+    served: dict[Node, int] = {}
+    for index, output in enumerate(traced.outputs()):
+        served[output] = served.get(output, 0) | 1 << index
+    for node in reversed(traced.graph.nodes):
+        for source in node.all_input_nodes:
+            if node.op != "output":
+                served[source] = served.get(source, 0) | served.get(node, 0)
+    return served
+
+
+def _piece_of(node: Node) -> _Piece | None:
+    """What a node takes a piece of; None where it takes none, or not plainly."""
+    given: list[Any] = [*node.args]
+    if node.target is _aten.slice.Tensor:
+        source, axis, start, end = _slice_of(node)
+        return None if axis is None else _Piece(source, source, axis, start, end)
+    if node.target is _aten.select.int:
+        return _entry(given[0], given[0], given[1], given[2])
+    if getattr(node.target, "__name__", "") != "getitem" or not isinstance(given[0], Node):
+        return None
+    whole, index = given[0], given[1]
+    arguments: list[Any] = [*whole.args]
+    if whole.target is _aten.unbind.int:
+        return _entry(arguments[0], whole, arguments[1] if len(arguments) > 1 else 0, index)
+    if whole.target not in _SPLITS:
+        return None
+    source, axis = arguments[0], arguments[2] if len(arguments) > 2 else 0
+    axis %= len(_shape(source))
+    sizes = [part.shape[axis] for part in whole.meta["val"]]
+    if not all(isinstance(size, int) for size in sizes):
+        return None
+    start = sum(sizes[:index])
+    return _Piece(source, whole, axis, start, start + sizes[index])
+
+
+def _entry(source: Node, cut: Node, axis: int, index: int) -> _Piece | None:
+    axis %= len(_shape(source))
+    size = _shape(source)[axis]
+    if not isinstance(size, int):
+        return None
+    return _Piece(source, cut, axis, index % size, index % size + 1, drops_axis=True)
 
 
 def _shape(node: Node) -> list[object]:
@@ -117,6 +185,10 @@ class _Narrowing:
             return node
         rule = self._rules.get(node.target) if node.op == "call_function" else None
         return rule(node, axis, start, end) if rule is not None else None
+
+    def without_axis(self, node: Node, axis: int) -> Node:
+        """The same without an axis of length 1."""
+        return self._call(_aten.squeeze.dim, (node, axis), node)
 
     def _cut(self, node: Node, axis: int, start: int, end: int) -> Node:
         """As narrow, with a slice where nothing better is found."""

@@ -104,7 +104,7 @@ def trace(module: AllTasks, rows: InputRows) -> Traced:
     try:
         with quiet_torch(), torch.no_grad():
             program = torch.export.export(
-                module, inputs, dynamic_shapes=(tuple({0: batch} for _ in inputs),), strict=False
+                module, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=False
             )
             functional = program.run_decompositions({})
     except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -111,7 +112,10 @@ NARROWED = {
     "a row added": Case(
         lambda m, x: (m.wide(x) - m.row)[:, :1], ("wide.weight rows 0 1", "wide.bias rows 0 1", "row")
     ),
-    "a column for all": Case(lambda m, x: (m.joined(x) * m.wide(x)[:, :1])[:, :2], (*A, *WIDE)),
+    "a column for all": Case(
+        lambda m, x: (m.joined(x) * m.wide(x)[:, :1])[:, :2],
+        (*A, "wide.weight rows 0 1", "wide.bias rows 0 1"),
+    ),
     "two cats": Case(lambda m, x: (m.joined(x) * torch.sigmoid(m.joined(x)))[:, :2], A),
     "unsqueeze after": Case(lambda m, x: m.joined(x).unsqueeze(2)[:, :2], A),
     "unsqueeze before": Case(lambda m, x: m.joined(x).unsqueeze(1)[:, :, :2], A),
@@ -229,6 +233,64 @@ def test_a_program_without_slices_stays_as_it_is(trace_module: TraceModule) -> N
     narrowed = narrow_columns(traced)
 
     assert (narrowed.slices, narrowed.sources, str(traced.graph)) == (0, {}, before)
+
+
+class OneHead(nn.Module):
+    """A head for all tasks, and columns that a task takes before it does something with them."""
+
+    FORMS: ClassVar[dict[str, Callable[[Tensor], dict[str, Tensor]]]] = {
+        "select": lambda y: {"a": y[:, 0], "b": torch.sigmoid(y[:, 1]), "c": y[:, 2:]},
+        "slice": lambda y: {"a": y[:, :1].tanh(), "b": y[:, 1:2], "c": y[:, -2:] * 2},
+        "chunk": lambda y: dict(zip("ab", (part.tanh() for part in y.chunk(2, 1)), strict=True)),
+        "split": lambda y: dict(zip("ab", (part.exp() for part in y.split([1, 3], 1)), strict=True)),
+        "unbind": lambda y: dict(zip("abcd", (part * 3 for part in y.unbind(1)), strict=True)),
+    }
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.bottom, self.head = nn.Linear(FEATURES, 5), nn.Linear(5, 4)
+        self.form = self.FORMS[form]
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return self.form(self.head(torch.relu(self.bottom(x))))
+
+
+@pytest.mark.parametrize("form", OneHead.FORMS)
+def test_columns_that_a_task_takes_on_the_way_are_narrowed(form: str, trace_module: TraceModule) -> None:
+    x = np.random.default_rng(0).standard_normal((ROWS, FEATURES)).astype(np.float32)
+    traced = trace_module(OneHead(form), x)
+    rows = InputRows({"x": x})
+    before = [record_values(traced, rows)[node] for node in traced.outputs()]
+
+    narrow_columns(traced)
+
+    names = traced.parameter_names()
+    after = record_values(traced, rows)
+    for node, expected in zip(traced.outputs(), before, strict=True):
+        torch.testing.assert_close(after[node], expected, rtol=1e-12, atol=1e-15)
+        read = {names[above] for above in ancestors(node) if above in names}
+        columns = expected.shape[1]
+        assert "module.head.weight" not in read
+        assert sum(traced.tensor(name).numel() for name in read if "head" in name) == columns * (5 + 1)
+
+
+class WideExperts(nn.Module):
+    """Both tasks need all columns of the layer that makes the experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.Linear(FEATURES, 6)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        one, other = self.experts(x).chunk(2, 1)
+        return {"a": one + other, "b": one - other}
+
+
+def test_a_layer_whose_columns_every_task_needs_stays_whole(trace_module: TraceModule) -> None:
+    traced = trace_module(WideExperts(), np.zeros((ROWS, FEATURES), np.float32))
+
+    assert narrow_columns(traced).slices == 0
 
 
 class HiddenHead(nn.Module):
