@@ -37,6 +37,7 @@ class Layers(nn.Module):
         self.shift = nn.Parameter(torch.randn(WIDTH))
         self.row = nn.Parameter(torch.randn(1, WIDTH))
         self.maps = nn.Conv1d(1, 2, 1)
+        self.heads = nn.Parameter(torch.randn(3, FEATURES, 2))
         self.form = forward
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,6 +126,25 @@ NARROWED = {
         lambda m, x: m.joined(x).squeeze(1)[:, :1], ("a.weight rows 0 1", "a.bias rows 0 1")
     ),
     "a slice of a slice": Case(lambda m, x: m.joined(x)[:, 1:][:, :1], ("a.weight rows 1 2", "a.bias rows 1 2")),
+    "einsum": Case(lambda m, x: torch.einsum("bd,tdo->bto", x, m.heads)[:, 1:2], ("heads rows 1 2",)),
+    "einsum, tasks last": Case(
+        lambda m, x: torch.einsum("tdo, bd -> bot", m.heads, x)[:, :, 1:], ("heads rows 1 3",)
+    ),
+    "bmm": Case(
+        lambda m, x: torch.bmm(x.unsqueeze(0).expand(3, -1, -1), m.heads)[2:].permute(1, 0, 2), ("heads rows 2 3",)
+    ),
+    "bmm, turned": Case(
+        lambda m, x: torch.bmm(x.unsqueeze(0).expand(3, -1, -1), m.heads).permute(1, 0, 2)[:, 2:], ("heads rows 2 3",)
+    ),
+    "bmm, transposed": Case(
+        lambda m, x: torch.bmm(x.unsqueeze(0).expand(3, -1, -1), m.heads).transpose(0, 1)[:, :1], ("heads rows 0 1",)
+    ),
+    "multiplied and summed": Case(
+        lambda m, x: (x[:, None, :, None] * m.heads).sum(2)[:, 1:2], ("heads rows 1 2",)
+    ),
+    "multiplied and averaged": Case(
+        lambda m, x: (x[:, None, :, None] * m.heads).mean(-2, keepdim=True)[:, 1:2], ("heads rows 1 2",)
+    ),
     "nested": Case(
         lambda m, x: torch.sigmoid(torch.cat([m.joined(x).relu() * 2, m.wide(x) + m.shift], 1))[:, 5:6],
         ("wide.weight rows 0 1", "wide.bias rows 0 1", "shift rows 0 1"),
@@ -134,6 +154,13 @@ KEPT = {
     "layer norm": Case(lambda m, x: m.norm(m.wide(x))[:, :1], (*WIDE, "norm.weight", "norm.bias")),
     "softmax over the columns": Case(lambda m, x: F.softmax(m.joined(x), 1)[:, :1], (*A, *B)),
     "cumulated": Case(lambda m, x: m.joined(x).cumsum(1)[:, :2], (*A, *B)),
+    "summed over the columns": Case(
+        lambda m, x: torch.einsum("bd,tdo->bto", x, m.heads).sum(1, keepdim=True)[:, :1], ("heads",)
+    ),
+    "einsum of a diagonal": Case(
+        lambda m, x: torch.einsum("bdd,to->bto", x[:, :, None] * x[:, None, :], m.heads.sum(1))[:, 1:2],
+        ("heads",),
+    ),
     "every other column": Case(lambda m, x: m.joined(x)[:, ::2], (*A, *B)),
     "columns of every other": Case(lambda m, x: m.joined(x)[:, ::2][:, 1:2], (*A, *B)),
     "every column": Case(lambda m, x: m.joined(x)[:, :], (*A, *B)),
