@@ -29,6 +29,7 @@ from te_export.models.shared_component import (
 from te_export.models.size_votes import Axes, count_below, read_sizes, size_of
 from te_export.models.state_fit import (
     fill,
+    has_parts,
     require_agreement,
     require_finite,
     require_fit,
@@ -93,10 +94,7 @@ _AXES: dict[str, Axes] = {
 
 def is_shared_component(state: Mapping[str, Tensor]) -> bool:
     """Whether the names have components, routings and heads as this family names them, and no part of another."""
-    own = {name.split(".")[0] for name in state if _OWN.match(name)}
-    return own == {"components", "routing", "heads"} and not _OTHER_FAMILIES & {
-        name.split(".")[0] for name in state
-    }
+    return has_parts(state, _OWN, {"components", "routing", "heads"}, others=_OTHER_FAMILIES)
 
 
 def load_shared_component(checkpoint: Checkpoint, *, task_names: Sequence[str] | None = None) -> LoadedModule:

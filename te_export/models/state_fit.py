@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,27 @@ from torch import Tensor, nn
 from te_export.checkpoint.contents import ConfigValue
 from te_export.errors import CheckpointError
 
-__all__ = ["fill", "require_agreement", "require_finite", "require_fit", "require_floats", "require_layers"]
+__all__ = [
+    "fill",
+    "has_parts",
+    "require_agreement",
+    "require_finite",
+    "require_fit",
+    "require_floats",
+    "require_layers",
+]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CHUNK = 2**24
 _SHOWN = 20
+
+
+def has_parts(
+    state: Mapping[str, Tensor], own: re.Pattern[str], parts: Collection[str], *, others: Collection[str]
+) -> bool:
+    """Whether the names that match `own` begin with exactly `parts`, and no name begins with a part of `others`."""
+    found = {name.split(".")[0] for name in state if own.match(name)}
+    return found == set(parts) and not {name.split(".")[0] for name in state} & set(others)
 
 
 def require_floats(state: Mapping[str, Tensor]) -> list[str]:

@@ -19,6 +19,7 @@ from te_export.models.loaded_module import LoadedModule
 from te_export.models.size_votes import Axes, count_below, read_sizes, size_of
 from te_export.models.state_fit import (
     fill,
+    has_parts,
     require_agreement,
     require_finite,
     require_fit,
@@ -51,10 +52,7 @@ def is_task_branch(state: Mapping[str, Tensor]) -> bool:
     """Whether the names have a shared layer, branches and task weights as this family names them, and no part of
     another.
     """
-    own = {name.split(".")[0] for name in state if _OWN.match(name)}
-    return own == {"shared", "branches", "task_weights"} and not _OTHER_FAMILIES & {
-        name.split(".")[0] for name in state
-    }
+    return has_parts(state, _OWN, {"shared", "branches", "task_weights"}, others=_OTHER_FAMILIES)
 
 
 def load_task_branch(checkpoint: Checkpoint, *, task_names: Sequence[str] | None = None) -> LoadedModule:

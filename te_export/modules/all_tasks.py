@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from inspect import Parameter, Signature
 from keyword import iskeyword
 
@@ -124,12 +124,9 @@ def evaluating(module: nn.Module) -> Iterator[list[str]]:
 
 
 def _to_eval(module: nn.Module) -> None:
-    try:
+    """A program of torch.export is in the mode that it was traced in, and refuses to change it."""
+    with suppress(NotImplementedError):
         module.eval()
-    except (
-        NotImplementedError
-    ):  # a program of torch.export is in the mode that it was traced in, and says so like this
-        return
 
 
 def _check_tensors(module: nn.Module) -> None:

@@ -82,7 +82,7 @@ def _refuse_another_shape(module: AllTasks, rows: InputRows, several: Sequence[T
     try:
         with torch.no_grad():
             alone = module(*rows[[0]].tensors())
-    except Exception as error:
+    except Exception as error:  # the module's own code may raise anything
         where = line_of_error(error)
         raise CaptureError(
             f"{name} fails on one row alone with {type(error).__name__}: {error!s:.300}{f' ({where})' if where else ''}, "

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -74,13 +74,13 @@ def read_example_inputs(example: Example, module: nn.Module) -> ExampleInputs:
         arrays = _read_file(Path(example))
         example = next(iter(arrays.values())) if len(arrays) == 1 else arrays
     if isinstance(example, Mapping):
-        given = {str(name): array for name, array in example.items()}
+        given: dict[str, object] = {str(name): array for name, array in example.items()}
         if len(given) == 1 and len(parameters) == 1 and list(given) == parameters:
             style: Literal["positional", "mapping", "keywords"] = "positional"
         else:
             style = "keywords" if given and set(given) <= set(named) else "mapping"
     else:
-        several: list[Array] = list(example) if isinstance(example, tuple | list) else [example]  # type: ignore[list-item]
+        several: list[object] = [*example] if isinstance(example, tuple | list) else [example]
         names = [
             *parameters[: len(several)],
             *(f"input_{index}" for index in range(len(parameters), len(several))),
@@ -93,7 +93,7 @@ def input_dtype(array: NDArray[np.generic]) -> DType:
     """The dtype of an input as the manifest names it."""
     name = array.dtype.name
     assert name in get_args(DType)  # _plain casts to those in _DTYPES
-    return name  # type: ignore[return-value]
+    return cast(DType, name)
 
 
 def _forward_parameters(module: nn.Module) -> tuple[list[str], list[str]]:
@@ -118,7 +118,7 @@ def _read_file(path: Path) -> dict[str, NDArray[np.generic]]:
 
 
 def _checked(
-    given: Mapping[str, Array], style: Literal["positional", "mapping", "keywords"]
+    given: Mapping[str, object], style: Literal["positional", "mapping", "keywords"]
 ) -> ExampleInputs:
     if not given:
         raise UsageError(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
 from torch.utils.flop_counter import FlopCounterMode
 
 from te_export.capture.joint_graph import prediction_name, routing_weights_name
@@ -23,7 +22,7 @@ from te_export.modules.module_inputs import module_inputs, sample_rows
 from te_export.modules.narrow_columns import Narrowed, narrow_columns
 from te_export.modules.program_outputs import TaskNodes, give_outputs
 from te_export.modules.same_nodes import merge_same_nodes
-from te_export.modules.trace import Traced, trace
+from te_export.modules.trace import Traced, ancestors, trace
 from te_export.modules.traced_module import TracedModule, record_values
 
 __all__ = ["make_exportable"]
@@ -216,7 +215,7 @@ def _needed(made: _Made) -> dict[str, frozenset[str]]:
         if task.gate is not None:
             outputs.append(routing_weights_name(task.name))
     return {
-        name: frozenset(names[above] for above in _above(node) if above in names)
+        name: frozenset(names[above] for above in ancestors(node) if above in names)
         for name, node in zip(outputs, traced.outputs(), strict=True)
     }
 
@@ -227,17 +226,6 @@ def _unused(made: _Made, reached: frozenset[str]) -> tuple[str, ...]:
     module = made.every.module
     tensors = (*module.named_parameters(), *module.named_buffers())
     return tuple(name for name, tensor in tensors if tensor.is_floating_point() and name not in origins)
-
-
-def _above(node: Node) -> set[Node]:
-    seen: set[Node] = set()
-    waiting = [node]
-    while waiting:
-        current = waiting.pop()
-        if current not in seen:
-            seen.add(current)
-            waiting += current.all_input_nodes
-    return seen
 
 
 def _multiply_adds(module: TracedModule, specs: Sequence[ModelInput], parameters: int) -> int:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from te_export.modules.trace import batch_axis
+from te_export.modules.trace import ancestors, batch_axis
 
-__all__ = ["JOINS", "PIECES", "PRODUCTS", "VIEWS", "ExpertSearch", "ancestors", "is_getitem"]
+__all__ = ["JOINS", "PIECES", "PRODUCTS", "VIEWS", "ExpertSearch", "is_getitem"]
 
 _aten = torch.ops.aten
 VIEWS = frozenset(
@@ -122,18 +122,6 @@ class ExpertSearch:
     def _row_size(self, node: Node) -> int:
         value, axis = self.values.get(node), batch_axis(node)
         return value.numel() // value.shape[axis] if isinstance(value, Tensor) and axis is not None else 0
-
-
-def ancestors(node: Node) -> set[Node]:
-    """Every node that a node depends on."""
-    seen: set[Node] = set()
-    waiting = list(node.all_input_nodes)
-    while waiting:
-        current = waiting.pop()
-        if current not in seen:
-            seen.add(current)
-            waiting += current.all_input_nodes
-    return seen
 
 
 def is_getitem(node: Node) -> bool:

@@ -25,10 +25,9 @@ from te_export.modules.find_experts import (
     PRODUCTS,
     VIEWS,
     ExpertSearch,
-    ancestors,
     is_getitem,
 )
-from te_export.modules.trace import Traced, batch_axis
+from te_export.modules.trace import Traced, ancestors, batch_axis
 
 __all__ = ["Gate", "find_gates", "last_gate"]
 

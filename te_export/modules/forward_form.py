@@ -160,7 +160,7 @@ def _call(module: nn.Module, example: ExampleInputs, extra: Mapping[str, object]
     try:
         with torch.no_grad():
             return module(*positional, **keywords, **(extra or {}))
-    except Exception as error:
+    except Exception as error:  # the module's own code may raise anything
         where = line_of_error(error)
         raise UsageError(
             f"forward of {type(module).__name__} fails on the example inputs with {type(error).__name__}: "

@@ -131,7 +131,7 @@ def read_pt2(path: Path, *, trust_pickle: bool) -> tuple[nn.Module, Example, str
         with quiet_torch(), _only_weights(trust_pickle):
             program = torch.export.load(path)
             module = program.module()
-    except Exception as error:
+    except Exception as error:  # torch's loader raises whatever it stumbles over
         raise CheckpointError(
             f"{path}: torch.export.load cannot read it: {type(error).__name__}: {error!s:.300}. Save it again with the "
             f"torch in use, {torch.__version__}"

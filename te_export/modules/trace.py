@@ -20,7 +20,7 @@ from te_export.models.input_rows import InputRows
 from te_export.modules.all_tasks import AllTasks
 from te_export.modules.blame import line_of_error, line_of_node
 
-__all__ = ["Traced", "batch_axis", "trace"]
+__all__ = ["Traced", "ancestors", "batch_axis", "trace"]
 
 TRACED_ROWS = 13
 """Of the batch axis while tracing: a number that is not likely to be a size of the model, so that it can be told
@@ -107,13 +107,25 @@ def trace(module: AllTasks, rows: InputRows) -> Traced:
                 module, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=False
             )
             functional = program.run_decompositions({})
-    except Exception as error:
+    except Exception as error:  # the module's own code runs here, and may raise anything
         raise CaptureError(_told(module, inputs, error)) from error
     traced = Traced(functional)
     _drop_what_computes_nothing(traced)
     _refuse_changes(program, traced)
     _refuse_static_outputs(traced, module)
     return traced
+
+
+def ancestors(node: Node) -> set[Node]:
+    """Every node that a node depends on."""
+    seen: set[Node] = set()
+    waiting = list(node.all_input_nodes)
+    while waiting:
+        current = waiting.pop()
+        if current not in seen:
+            seen.add(current)
+            waiting += current.all_input_nodes
+    return seen
 
 
 def batch_axis(node: Node) -> int | None:
