@@ -16,9 +16,9 @@ from te_export.capture.tidy import BATCH, tidy
 from te_export.errors import CaptureError
 from te_export.models.exportable import ExportableModel
 
-__all__ = ["TRACED_ROWS", "capture", "quiet_torch"]
+__all__ = ["capture", "quiet_torch"]
 
-TRACED_ROWS = 2
+_TRACED_ROWS = 2
 """torch.export specializes sizes 0 and 1, so the batch axis is traced with two rows."""
 
 
@@ -53,7 +53,7 @@ def _export(model: ExportableModel) -> ir.Model:
     try:
         program = model.program or torch.export.export(
             model.module,
-            model.example_rows(TRACED_ROWS),
+            model.example_rows(_TRACED_ROWS),
             dynamic_shapes=tuple({0: batch} for _ in model.inputs),
             strict=False,
         )

@@ -22,7 +22,7 @@ from te_export.modules.blame import line_of_error, line_of_node
 
 __all__ = ["Traced", "ancestors", "batch_axis", "trace"]
 
-TRACED_ROWS = 13
+_TRACED_ROWS = 13
 """Of the batch axis while tracing: a number that is not likely to be a size of the model, so that it can be told
 where the axis came out static."""
 
@@ -99,7 +99,7 @@ def trace(module: AllTasks, rows: InputRows) -> Traced:
         CaptureError: torch cannot trace it, its batch axis comes out static, or it changes itself; naming the line of
             the module and the usual mend.
     """
-    inputs = rows[np.arange(TRACED_ROWS) % len(rows)].tensors()
+    inputs = rows[np.arange(_TRACED_ROWS) % len(rows)].tensors()
     batch = torch.export.Dim(BATCH)
     try:
         with quiet_torch(), torch.no_grad():
@@ -178,7 +178,7 @@ def _where_static(module: AllTasks, inputs: tuple[Tensor, ...]) -> str:
     except Exception:  # noqa: BLE001 - only the line is lost; the error itself is told by the caller
         return ""
     for node in program.graph.nodes:
-        if node.op == "call_function" and (TRACED_ROWS in _integers(node.args) or _is_row_by_row(node)):
+        if node.op == "call_function" and (_TRACED_ROWS in _integers(node.args) or _is_row_by_row(node)):
             where = line_of_node(node)
             if where:
                 return where
@@ -189,7 +189,7 @@ def _is_row_by_row(node: Node) -> bool:
     """Whether it takes apart, or puts together, as many pieces as there are rows."""
     made = node.meta.get("val")
     lists = [value for value in (made, *node.args) if isinstance(value, list | tuple)]
-    return any(len(value) == TRACED_ROWS for value in lists)
+    return any(len(value) == _TRACED_ROWS for value in lists)
 
 
 def _integers(value: object) -> Iterator[int]:

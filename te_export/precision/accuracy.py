@@ -145,7 +145,7 @@ def measure_accuracy(
 
     Args:
         oracle: of the same rows.
-        prediction: (N, out), of any floating dtype.
+        prediction: (N, out), or a map (N, …) for each row, of any floating dtype.
         routing_weights: (N, K), None exactly where the oracle has none.
 
     Raises:
@@ -156,7 +156,7 @@ def measure_accuracy(
     is_finite = all(np.isfinite(array).all() for array in (found, oracle.prediction, *(routing or ())))
     loss = _loss_against_oracle if oracle.labels is None else partial(_loss_on_labels, oracle.labels)
     lost = loss(oracle.prediction, found)
-    rows, width = found.shape
+    rows = len(found)
     return TaskAccuracy(
         rows=rows,
         judged_by=_JUDGED_BY.get(lost.metric, "labels"),
@@ -165,7 +165,7 @@ def measure_accuracy(
         after=lost.after if is_finite else None,
         baseline=lost.baseline,
         drop_points=lost.drop_points if is_finite and not math.isnan(lost.drop_points) else math.inf,
-        agreement=_agreeing_rows(found, oracle.prediction) / rows if width > 1 else None,
+        agreement=_agreeing_rows(found, oracle.prediction) / rows if _has_classes(found) else None,
         relative_error=_relative_error(found, oracle.prediction),
         routing_kl=None if routing is None else _divergence(*routing),
         top_expert_agreement=None if routing is None else _agreeing_rows(*routing) / rows,
@@ -243,9 +243,14 @@ def _divergence(found: NDArray[np.float64], exact: NDArray[np.float64]) -> float
     return max(0.0, float((p * (np.log(p) - np.log(q)) - p + q).sum(axis=1).mean()))
 
 
+def _has_classes(prediction: NDArray[np.float64]) -> bool:
+    """Whether a row has several numbers to take an arg-max of: not one, and not a map of them."""
+    return prediction.ndim == 2 and prediction.shape[1] > 1
+
+
 def _loss_against_oracle(exact: NDArray[np.float64], found: NDArray[np.float64]) -> _Loss:
-    rows, width = found.shape
-    if width == 1:
+    rows = len(found)
+    if not _has_classes(found):
         return _Loss("relative error", drop_points=100 * _relative_error(found, exact))
     return _Loss("agreement", drop_points=100 * (rows - _agreeing_rows(found, exact)) / rows)
 

@@ -172,6 +172,11 @@ def _labels(array: NDArray[np.generic], task: TaskOutput, *, rows: int) -> Label
     name = _LABELS + task.name
     if array.dtype.kind not in "fiub":
         raise UsageError(f"array {name!r}: got {array.dtype}, expected integers or floats")
+    if len(task.output_shape) > 1:
+        raise UsageError(
+            f"array {name!r}: a row of this task's prediction has shape {shown_shape(task.output_shape)}, and labels are "
+            "judged for one row of numbers alone: leave the array out, and the task is held against the oracle"
+        )
     _check_label_shape(array, task, rows=rows)
     with np.errstate(over="ignore"):  # what a float64 cannot hold becomes infinite, and is refused as such
         values = array.reshape(rows, -1).astype(np.float64)

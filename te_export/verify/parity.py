@@ -125,7 +125,7 @@ class _Judge:
             for group, start, stop in self._groups
         )
         ratios = [g.max_abs_error / g.torch_max_abs_error for g in groups if g.torch_max_abs_error > 0.0]
-        one_wide = self._oracle[0].size == 1
+        has_arg_max = self._oracle.ndim == 2 and self._oracle.shape[1] > 1
         return OutputParity(
             max_abs_error=max(worst.max_abs.values()),
             max_rel_error=worst.max_rel,
@@ -134,8 +134,8 @@ class _Judge:
             ratio=max(ratios, default=None),
             rms_error=worst.rms,
             torch_rms_error=torch.rms,
-            argmax_agreement=None if one_wide else worst.argmax_agreement,
-            torch_argmax_agreement=None if one_wide else torch.argmax_agreement,
+            argmax_agreement=worst.argmax_agreement if has_arg_max else None,
+            torch_argmax_agreement=torch.argmax_agreement if has_arg_max else None,
             groups=groups,
         )
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import te_runtime
-from te_export import cli
+from te_export import ExportOptions, cli, export
+from te_export.errors import UsageError
 from te_runtime.bundle import open_bundle
 
 SOURCE = '''\
@@ -272,3 +273,49 @@ def test_what_does_not_fit_is_told_on_one_screen(
     assert "Traceback" not in done.err
     assert len(done.err.splitlines()) <= SCREEN
     assert not (project.folder / "refused").exists()
+
+
+class Maps(nn.Module):
+    """A map of values for each row, as of depth in an image, and classes of the row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.bottom = nn.Linear(16, 1024)
+        self.depth, self.kind = nn.Linear(1024, 2 * 4 * 4), nn.Linear(1024, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        h = torch.relu(self.bottom(x))
+        return {"depth": self.depth(h).reshape(-1, 2, 4, 4), "kind": self.kind(h)}
+
+
+def test_int8_of_a_map_is_judged_by_its_values(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((80, 16)).astype(np.float32)
+    np.savez(tmp_path / "rows.npz", x=x)
+    options = ExportOptions(
+        precisions=("fp32", "int8"), calibration_data=tmp_path / "rows.npz", max_accuracy_drop=5.0
+    )
+
+    result = export(Maps().eval(), tmp_path / "out", options, example_inputs=x[:4])
+
+    assert not result.failed_variants
+    fp32, int8 = result.manifest.variants
+    depth, kind = int8.accuracy
+    assert (depth.metric, depth.agreement) == ("relative error", None)
+    assert kind.metric == "agreement"
+    assert [parity.prediction.argmax_agreement is None for parity in fp32.parity] == [True, False]
+    with te_runtime.load(result.bundle, precision="int8") as model:
+        assert model.verify().ok
+        assert model.predict(x[:3])["depth"].output.shape == (3, 2, 4, 4)
+
+
+def test_labels_of_a_map_are_refused(tmp_path: Path) -> None:
+    x = np.zeros((80, 16), np.float32)
+    np.savez(tmp_path / "rows.npz", **{"x": x, "labels.depth": np.zeros((80, 2, 4, 4))})
+    options = ExportOptions(precisions=("fp32", "int8"), calibration_data=tmp_path / "rows.npz")
+
+    with pytest.raises(
+        UsageError, match=r"'labels.depth': a row of this task's prediction has shape \(2, 4, 4\)"
+    ):
+        export(Maps().eval(), tmp_path / "out", options, example_inputs=x[:4])
+    assert not (tmp_path / "out").exists()
