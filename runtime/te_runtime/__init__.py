@@ -13,7 +13,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from te_runtime.errors import BundleError, ClosedError, InputError, ProviderError, TeRuntimeError
+from te_runtime.errors import (
+    BundleError,
+    ClosedError,
+    DeadlineError,
+    InputError,
+    ProviderError,
+    QueueFullError,
+    SchedulerError,
+    StallError,
+    TeRuntimeError,
+)
 from te_runtime.forking import holding_back_forks
 
 if TYPE_CHECKING:
@@ -21,12 +31,15 @@ if TYPE_CHECKING:
     from te_runtime.prediction import Prediction
     from te_runtime.predictor import Model, load
     from te_runtime.providers import CudaOptions, ProviderChoice
+    from te_runtime.scheduling.metrics import SchedulerMetrics
+    from te_runtime.scheduling.scheduler import Scheduler
     from te_runtime.utilization import Utilization
 
 __all__ = [
     "BundleError",
     "ClosedError",
     "CudaOptions",
+    "DeadlineError",
     "InputError",
     "Mode",
     "Model",
@@ -34,6 +47,11 @@ __all__ = [
     "Prediction",
     "ProviderChoice",
     "ProviderError",
+    "QueueFullError",
+    "Scheduler",
+    "SchedulerError",
+    "SchedulerMetrics",
+    "StallError",
     "TeRuntimeError",
     "Utilization",
     "load",
@@ -47,6 +65,8 @@ _MODULES = {
     "Plan": "te_runtime.plan",
     "Prediction": "te_runtime.prediction",
     "ProviderChoice": "te_runtime.providers",
+    "Scheduler": "te_runtime.scheduling.scheduler",
+    "SchedulerMetrics": "te_runtime.scheduling.metrics",
     "Utilization": "te_runtime.utilization",
     "load": "te_runtime.predictor",
 }

@@ -22,6 +22,7 @@ from te_runtime.errors import InputError
 from te_runtime.manifest import TensorSpec
 from te_runtime.onnxruntime_install import import_onnxruntime
 from te_runtime.prediction import Prediction
+from te_runtime.row_parts import RowPart, pick_parts
 from te_runtime.session import OrtSession
 
 if TYPE_CHECKING:
@@ -89,6 +90,12 @@ class GraphExecutor:
     ) -> dict[str, Prediction]:
         """As Executor.run."""
         return self._thread.submit(self._run_here, feeds, rows, tasks).result()
+
+    def run_parts(
+        self, feeds: Mapping[str, NDArray[np.generic]], rows: int, parts: Sequence[RowPart]
+    ) -> list[Prediction]:
+        """As Executor.run_parts. Recordings are for whole batches, so every tail runs for every row."""
+        return pick_parts(self.run(feeds, rows, [part.task for part in parts]), parts)
 
     def _run_here(
         self, feeds: Mapping[str, NDArray[np.generic]], rows: int, tasks: Sequence[str]

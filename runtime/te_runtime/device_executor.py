@@ -16,6 +16,7 @@ from te_runtime.answers import TaskReader
 from te_runtime.manifest import TaskSpec
 from te_runtime.onnxruntime_install import import_onnxruntime
 from te_runtime.prediction import Prediction
+from te_runtime.row_parts import RowPart, pick_parts
 from te_runtime.session import OrtSession
 
 if TYPE_CHECKING:
@@ -89,6 +90,12 @@ class DeviceExecutor:
         found = {session: self._run_graph(session, values) for session in sessions}
         outputs = {session: [value.numpy() for value in made.values()] for session, made in found.items()}
         return {task: answers[task].reader.read(outputs[answers[task].session], rows) for task in tasks}
+
+    def run_parts(
+        self, feeds: Mapping[str, NDArray[np.generic]], rows: int, parts: Sequence[RowPart]
+    ) -> list[Prediction]:
+        """As Executor.run_parts. Every tail runs for every row: what lies on the device is not cut here."""
+        return pick_parts(self.run(feeds, rows, [part.task for part in parts]), parts)
 
     def _run_graph(self, session: OrtSession, values: Mapping[str, Any]) -> dict[str, Any]:
         """Run one graph on values of the device; its outputs stay there, in the order of its spec."""

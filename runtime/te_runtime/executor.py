@@ -15,6 +15,7 @@ from te_runtime.manifest import GraphSpec, TaskSpec, Variant
 from te_runtime.plan import Mode, own_graph
 from te_runtime.prediction import Prediction
 from te_runtime.providers import Provider
+from te_runtime.row_parts import RowPart, pick_parts
 from te_runtime.session import open_session
 from te_runtime.side_by_side import side_by_side
 
@@ -47,6 +48,23 @@ class Executor(Protocol):
 
         Raises:
             BundleError: a graph failed while it ran, or gave another shape than the manifest promises.
+        """
+
+    def run_parts(
+        self, feeds: Mapping[str, NDArray[np.generic]], rows: int, parts: Sequence[RowPart]
+    ) -> list[Prediction]:
+        """Predict different tasks for different rows of one batch.
+
+        Args:
+            feeds: as for run.
+            rows: B, at least one.
+            parts: each task once, with the rows that it is wanted for.
+
+        Returns:
+            For each part a Prediction for its rows.
+
+        Raises:
+            BundleError: as run.
         """
 
 
@@ -83,6 +101,7 @@ class SessionExecutor:
         "_answerers",
         "_offered",
         "_provider",
+        "_readers",
         "_routes",
         "_trunk",
         "_trunk_inputs",
@@ -112,6 +131,10 @@ class SessionExecutor:
         self._trunk_outputs = () if trunk is None else tuple(spec.name for spec in trunk.spec.outputs)
         self._offered = tuple(model_inputs) if trunk is None else self._trunk_outputs
         self._routes: dict[tuple[str, ...], _Route] = {}
+        self._readers = {
+            answerer.task.name: TaskReader(answerer.session.spec, answerer.task, provider)
+            for answerer in answerers
+        }
 
     def run(
         self, feeds: Mapping[str, NDArray[np.generic]], rows: int, tasks: Sequence[str]
@@ -128,6 +151,30 @@ class SessionExecutor:
         for run, names in route.steps:
             outputs += run(values if names is None else _only({**feeds, **values}, names))
         return route.reader.read(outputs, rows)
+
+    def run_parts(
+        self, feeds: Mapping[str, NDArray[np.generic]], rows: int, parts: Sequence[RowPart]
+    ) -> list[Prediction]:
+        """As Executor.run_parts: the trunk once for every row, each tail for its own rows."""
+        answerers = [self._answerers[part.task] for part in parts]
+        if len({id(answerer.session) for answerer in answerers}) < len(answerers):
+            return pick_parts(self.run(feeds, rows, [part.task for part in parts]), parts)
+        values = feeds
+        if self._trunk is not None:
+            made = self._trunk.run(_only(feeds, self._trunk_inputs))
+            values = {**feeds, **dict(zip(self._trunk_outputs, made, strict=True))}
+        return [
+            self._run_part(answerer, values, part) for answerer, part in zip(answerers, parts, strict=True)
+        ]
+
+    def _run_part(
+        self, answerer: Answerer, values: Mapping[str, NDArray[np.generic]], part: RowPart
+    ) -> Prediction:
+        session = answerer.session
+        names = [spec.name for spec in session.spec.inputs]
+        own = {name: values[name] if part.rows is None else values[name][part.rows] for name in names}
+        reader = self._readers[part.task]
+        return reader.read(session.run(own), part.size)
 
     def _find_route(self, tasks: tuple[str, ...]) -> _Route:
         route = _Route([self._answerers[task] for task in tasks], self._offered, self._provider)

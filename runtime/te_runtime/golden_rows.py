@@ -75,7 +75,7 @@ def read_golden_rows(bundle: Bundle, variant: Variant) -> GoldenRows:
     return GoldenRows(inputs, oracle, bounds, pruned_bounds, starts, rows)
 
 
-def take_rows(golden: GoldenRows, rows: NDArray[np.intp]) -> dict[str, NDArray[np.generic]]:
+def take_rows(golden: GoldenRows, rows: NDArray[np.intp] | slice) -> dict[str, NDArray[np.generic]]:
     """The inputs of some rows, as feeds."""
     return {name: array[rows] for name, array in golden.inputs.items()}
 

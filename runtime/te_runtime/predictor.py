@@ -20,6 +20,7 @@ from te_runtime.memory import return_freed_memory
 from te_runtime.plan import Mode, Plan, choose_plan
 from te_runtime.prediction import Prediction
 from te_runtime.providers import CudaOptions, Provider, ProviderChoice, ProviderName, choose_provider
+from te_runtime.row_parts import RowPart
 from te_runtime.task_choice import check_tasks
 from te_runtime.threads import parse_spinning, parse_threads
 from te_runtime.utilization import Utilization, UtilizationCounter
@@ -183,6 +184,21 @@ class Model:
         """The variant in use."""
         return self._variant.precision
 
+    @property
+    def threads(self) -> int:
+        """CPU threads that one call may use."""
+        return self._settings.threads
+
+    @property
+    def max_batch(self) -> int | None:
+        """The most rows that run at once; None for no limit."""
+        return self._settings.max_batch
+
+    @property
+    def input_reader(self) -> InputReader:
+        """What checks and casts the input of predict."""
+        return self._inputs
+
     def predict(
         self, x: NDArray[np.generic] | Mapping[str, NDArray[np.generic]], tasks: Sequence[str] | None = None
     ) -> dict[str, Prediction]:
@@ -212,6 +228,42 @@ class Model:
             predictions = predict_in_parts(executor, feeds, rows, chosen, max_batch=self._max_batch)
         self._counter.add(chosen, predictions, rows)
         return predictions
+
+    def predict_parts(
+        self, feeds: Mapping[str, NDArray[np.generic]], rows: int, parts: Sequence[RowPart]
+    ) -> list[Prediction]:
+        """Predict different tasks for different rows of one batch; what they share is computed once.
+
+        Args:
+            feeds: what input_reader gave, for `rows` rows, at least one.
+            rows: B.
+            parts: each task once, with the rows that it is wanted for.
+
+        Returns:
+            For each part a Prediction for its rows.
+
+        Raises:
+            ClosedError: the model was closed, or loaded before a fork.
+            BundleError: a graph failed while it ran.
+        """
+        predictions = self._open_executor().run_parts(feeds, rows, parts)
+        for part, prediction in zip(parts, predictions, strict=True):
+            self._counter.add((part.task,), {part.task: prediction}, part.size)
+        return predictions
+
+    def example_rows(self) -> dict[str, NDArray[np.generic]]:
+        """Rows that fit the model: the first group of its golden rows, by input.
+
+        Raises:
+            ClosedError: the model was closed, or loaded before a fork.
+            BundleError: the golden rows cannot be used.
+        """
+        self._open_executor()
+        with holding_back_forks():
+            from te_runtime.golden_rows import read_golden_rows, take_rows  # as for verify
+
+            golden = read_golden_rows(self._bundle, self._variant)
+            return take_rows(golden, slice(0, self.manifest.golden.groups[0].rows))
 
     def utilization(self, *, reset: bool = False) -> dict[str, Utilization]:
         """How each task's experts were used by the rows that predict has answered, against the baseline.

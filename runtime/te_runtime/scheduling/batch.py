@@ -1,0 +1,121 @@
+"""Requests that run together: their rows side by side, and the answers taken apart again.
+
+Requests for the same tasks stand next to each other, so that a tail's rows are as a rule one slice of the trunk's
+outputs, which needs no copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from te_runtime.prediction import Prediction
+from te_runtime.row_parts import RowPart, Rows
+from te_runtime.scheduling.request import Request
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Batch", "PackedRows", "pack_rows", "take_answers"]
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Requests on their way through an executor.
+
+    Attributes:
+        requests: what runs, at least one.
+        tasks: every task that one of them asks for.
+        rows: of all of them.
+        started_ns: when it was handed to the executor.
+        expected_ns: how long it was expected to take.
+        was_given_up: it took too long; what still comes of it is ignored.
+    """
+
+    requests: list[Request]
+    tasks: frozenset[str]
+    rows: int
+    started_ns: int
+    expected_ns: float
+    was_given_up: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """The rows of a batch.
+
+    Attributes:
+        requests: in the order of their rows.
+        feeds: input name → array (rows, …).
+        rows: how many.
+        parts: for each task, which rows it is wanted for.
+        starts: for each task, by the place of a request in `requests`: where its rows begin in the task's part.
+    """
+
+    requests: list[Request]
+    feeds: dict[str, NDArray[np.generic]]
+    rows: int
+    parts: tuple[RowPart, ...]
+    starts: dict[str, dict[int, int]]
+
+
+def pack_rows(requests: Sequence[Request]) -> PackedRows:
+    """Put the rows of requests side by side."""
+    ordered = sorted(requests, key=lambda request: request.tasks) if len(requests) > 1 else list(requests)
+    spans: dict[str, list[tuple[int, int]]] = {}
+    starts: dict[str, dict[int, int]] = {}
+    lengths: dict[str, int] = {}
+    row = 0
+    for place, request in enumerate(ordered):
+        end = row + request.rows
+        for task in request.tasks:
+            if task not in spans:
+                spans[task], starts[task], lengths[task] = [], {}, 0
+            own = spans[task]
+            if own and own[-1][1] == row:
+                own[-1] = (own[-1][0], end)
+            else:
+                own.append((row, end))
+            starts[task][place] = lengths[task]
+            lengths[task] += request.rows
+        row = end
+    first = ordered[0].feeds
+    feeds = (
+        first
+        if len(ordered) == 1
+        else {name: np.concatenate([request.feeds[name] for request in ordered]) for name in first}
+    )
+    parts = tuple(RowPart(task, _rows(own, row), lengths[task]) for task, own in spans.items())
+    return PackedRows(ordered, feeds, row, parts, starts)
+
+
+def take_answers(packed: PackedRows, answers: Sequence[Prediction]) -> list[Any]:
+    """For each of `packed.requests`, what its future gives: a Prediction, or a dict of them by task.
+
+    Args:
+        answers: for each of `packed.parts`, the task's predictions for its rows.
+    """
+    by_task = {part.task: answer for part, answer in zip(packed.parts, answers, strict=True)}
+    found: list[Any] = []
+    for place, request in enumerate(packed.requests):
+        own = {}
+        for task in request.tasks:
+            answer = by_task[task]
+            start = packed.starts[task][place]
+            stop = start + request.rows
+            weights = answer.routing_weights
+            own[task] = Prediction(
+                answer.output[start:stop], None if weights is None else weights[start:stop], answer.provider
+            )
+        found.append(own[request.tasks[0]] if request.is_single else own)
+    return found
+
+
+def _rows(spans: Sequence[tuple[int, int]], rows: int) -> Rows:
+    if len(spans) == 1:
+        start, stop = spans[0]
+        return None if (start, stop) == (0, rows) else slice(start, stop)
+    return np.concatenate([np.arange(start, stop, dtype=np.intp) for start, stop in spans])

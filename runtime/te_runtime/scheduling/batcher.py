@@ -1,0 +1,116 @@
+"""How many of the waiting requests run together, and whether it pays to wait for more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from te_runtime.scheduling.latency_model import LatencyModel
+from te_runtime.scheduling.request import Request
+from te_runtime.scheduling.request_queue import RequestQueue
+
+__all__ = ["ArrivalGap", "Batcher", "Cut"]
+
+_LONGEST_GAP_NS = 10_000_000.0
+_ALPHA = 0.1
+_PATIENT_GAPS = 3
+
+
+class ArrivalGap:
+    """The running mean of the time between two arrivals, and when the last one was."""
+
+    __slots__ = ("last_ns", "mean_ns")
+
+    def __init__(self) -> None:
+        self.mean_ns = _LONGEST_GAP_NS
+        self.last_ns: int | None = None
+
+    def arrived(self, now_ns: int) -> None:
+        """Count an arrival. A gap counts for 10 ms at most, so that a pause is forgotten within a few arrivals."""
+        if self.last_ns is not None:
+            gap = min(_LONGEST_GAP_NS, now_ns - self.last_ns)
+            self.mean_ns += _ALPHA * (gap - self.mean_ns)
+        self.last_ns = now_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How many requests from the front of the queue make a batch.
+
+    Attributes:
+        count: of requests.
+        rows: they have.
+    """
+
+    count: int
+    rows: int
+
+
+class Batcher:
+    """Makes the largest batch that does not spoil the earliest deadline in it.
+
+    While an executor is idle, a batch that could grow is held back only as long as that pays: another request
+    that joins saves the fixed cost of a pass of its own, and costs each waiting row the time until it comes. So
+    with n rows waiting and arrivals `gap` apart, the batch is held while n · gap is less than the fixed cost; never
+    longer than max_delay after the oldest came, nor past the moment at which its earliest deadline could just be kept,
+    nor when arrivals have stopped. A lonely request is not held.
+    """
+
+    __slots__ = ("max_batch", "max_delay_ns")
+
+    def __init__(self, *, max_batch: int, max_delay_ns: int) -> None:
+        self.max_batch = max_batch
+        self.max_delay_ns = max_delay_ns
+
+    def cut(self, waiting: Iterable[Request], latency: LatencyModel, now_ns: int) -> Cut:
+        """How many of `waiting`, from the first on, to run now on an executor that is free.
+
+        A request that could not keep its deadline even in a batch of its own does not make the batch smaller.
+        """
+        chosen: list[Request] = []
+        rows = 0
+        for request in waiting:
+            if rows + request.rows > self.max_batch:
+                break
+            chosen.append(request)
+            rows += request.rows
+        deadlines = [request.deadline_ns for request in chosen if request.deadline_ns is not None]
+        tasks = {task for request in chosen for task in request.tasks}
+        if not deadlines or now_ns + latency.expect(tasks, rows) <= min(deadlines):
+            return Cut(len(chosen), rows)
+        return _grow(chosen, latency, now_ns)
+
+    def hold_until_ns(
+        self, queue: RequestQueue, latency: LatencyModel, gap: ArrivalGap, now_ns: int
+    ) -> int | None:
+        """Until when to wait for more requests though an executor is idle; None to begin now."""
+        rows = queue.rows
+        if rows >= self.max_batch or gap.last_ns is None or rows * gap.mean_ns >= latency.fixed_ns():
+            return None
+        until = gap.last_ns + round(_PATIENT_GAPS * gap.mean_ns)
+        oldest = min(request.submitted_ns for request in queue)
+        until = min(until, oldest + self.max_delay_ns)
+        deadline = queue.next_deadline_ns()
+        if deadline is not None:
+            longest = latency.expect_about(queue.distinct_tasks, rows + 1) * (1 + 2 * latency.deviation)
+            until = min(until, deadline - round(longest))
+        return until if until > now_ns else None
+
+
+def _grow(chosen: list[Request], latency: LatencyModel, now_ns: int) -> Cut:
+    """Add one request after the other while the earliest deadline among them is kept."""
+    tasks: set[str] = set()
+    count = rows = 0
+    earliest: int | None = None
+    for request in chosen:
+        wider = tasks.union(request.tasks)
+        finish = now_ns + latency.expect(wider, rows + request.rows)
+        deadline = request.deadline_ns
+        alone = now_ns + latency.expect(request.tasks, request.rows)
+        is_hopeless = deadline is not None and alone > deadline
+        bounds = [bound for bound in (earliest, None if is_hopeless else deadline) if bound is not None]
+        if count and bounds and finish > min(bounds):
+            break
+        tasks, count, rows = wider, count + 1, rows + request.rows
+        earliest = min(bounds, default=None)
+    return Cut(count, rows)

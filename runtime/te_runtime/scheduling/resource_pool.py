@@ -1,0 +1,97 @@
+"""The executors, and which of them a batch should go to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from te_runtime.scheduling.latency_model import LatencyModel
+
+if TYPE_CHECKING:
+    from te_runtime.scheduling.batch import Batch
+
+__all__ = ["Resource", "ResourcePool", "ResourceState"]
+
+ResourceState = Literal["live", "suspect", "stuck", "out"]
+
+
+@dataclass(slots=True, eq=False)
+class Resource:
+    """One executor as the scheduler sees it.
+
+    Attributes:
+        name: for people, such as `cpu-0`.
+        latency: what batches take on it.
+        state: `live`; `suspect` after a failure, until its requests were tried elsewhere; `stuck` while a batch
+            takes longer than the stall limit; `out` for good.
+        batch: what it runs; None while it has nothing to do.
+        free_at_ns: when it is expected to be done with that.
+        busy_ns: time that it has spent on batches.
+        batches: how many it has answered.
+        error: why it is suspect, stuck or out.
+    """
+
+    name: str
+    latency: LatencyModel
+    state: ResourceState = "live"
+    batch: Batch | None = None
+    free_at_ns: int = 0
+    busy_ns: int = 0
+    batches: int = 0
+    error: BaseException | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it can begin a batch of the queue now."""
+        return self.batch is None and self.state == "live"
+
+
+class ResourcePool:
+    """Executors that differ in speed and in when they will be free."""
+
+    __slots__ = ("resources",)
+
+    def __init__(self, resources: Iterable[Resource]) -> None:
+        self.resources = tuple(resources)
+
+    @property
+    def live(self) -> list[Resource]:
+        """Those that batches of the queue may be planned for."""
+        return [resource for resource in self.resources if resource.state == "live"]
+
+    @property
+    def capacity(self) -> float:
+        """Σ r_j of the score: 1 for each executor that is not out."""
+        return float(sum(resource.state != "out" for resource in self.resources))
+
+    @property
+    def has_idle(self) -> bool:
+        """Whether any can begin a batch of the queue now."""
+        return any(resource.is_idle for resource in self.resources)
+
+    def elsewhere(self, suspect: Resource) -> list[Resource]:
+        """Where what failed on `suspect` can be tried again, now or later: others, or itself if there are none.
+
+        None at all where it is the only one and stuck.
+        """
+        able = [resource for resource in self.resources if resource.state in ("live", "suspect")]
+        return [resource for resource in able if resource is not suspect] or able
+
+    def place(self, tasks: int, rows: int, free_at: Sequence[float]) -> tuple[int, float]:
+        """Where a batch is finished first.
+
+        Args:
+            tasks: how many different tasks it has.
+            rows: how many rows.
+            free_at: for every live executor, when it can begin, nanoseconds.
+
+        Returns:
+            The place in `live`, and when the batch is expected to be finished there. Among equals the first.
+        """
+        finishes = [
+            start + resource.latency.expect_about(tasks, rows)
+            for start, resource in zip(free_at, self.live, strict=True)
+        ]
+        best = min(finishes)
+        return finishes.index(best), best

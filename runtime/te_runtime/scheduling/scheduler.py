@@ -1,0 +1,506 @@
+"""Scheduler: many callers, many tasks, and one trunk pass for as many of them as fit.
+
+Threads: callers, one per executor, and a timekeeper. Whoever brings an event (a request, an answered batch, a moment
+that has come) takes the one lock, lets the dispatcher decide, and hands the batches that should begin to their
+executors' inboxes. Futures are completed with no lock held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import functools
+import itertools
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex, overload
+
+import numpy as np
+
+from te_runtime.errors import ClosedError, DeadlineError, InputError, QueueFullError
+from te_runtime.forking import holding_back_forks, watch_forks
+from te_runtime.scheduling.batch import pack_rows, take_answers
+from te_runtime.scheduling.dispatcher import Assignment, Dispatcher
+from te_runtime.scheduling.metrics import ExecutorMetrics, MetricsRecorder, SchedulerMetrics
+from te_runtime.scheduling.options import (
+    WhenFull,
+    parse_deadline_ns,
+    parse_priority,
+    parse_scheduler_options,
+)
+from te_runtime.scheduling.request import Request
+from te_runtime.scheduling.resource_pool import Resource, ResourcePool
+from te_runtime.scheduling.runner import Runner, choose_runners
+from te_runtime.scheduling.timekeeper import Timekeeper
+from te_runtime.scheduling.warm_up import measure_latency
+from te_runtime.scheduling.worker import Worker
+from te_runtime.task_choice import check_tasks
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from te_runtime.prediction import Prediction
+    from te_runtime.predictor import Model
+
+    Rows = NDArray[np.generic] | Mapping[str, NDArray[np.generic]]
+
+__all__ = ["Scheduler"]
+
+_CLOSED = "the scheduler was closed: make another one"
+_FORKED = (
+    "the scheduler was made before this process was forked, and its threads do not survive that: load the model "
+    "and make a scheduler after the fork"
+)
+_NS_PER_MS = 1e6
+
+
+class Scheduler:
+    """Answers requests of many callers in batches; any thread may call it, and so may coroutines."""
+
+    def __init__(
+        self,
+        model: Model | Sequence[Model],
+        *,
+        max_batch: int = 64,
+        max_delay_ms: float = 1.0,
+        max_queue: int = 1024,
+        executors: int | None = None,
+        when_full: WhenFull = "refuse",
+        patience_ms: float = 1000.0,
+        stall_timeout_s: float = 10.0,
+    ) -> None:
+        """Start the executors' threads and measure what batches take; for a small model some 100 ms.
+
+        Args:
+            model: what te_runtime.load gave, best with threads=1; or several models of one bundle, such as one on the
+                CPU and one on CUDA. They stay the caller's: close them after the scheduler.
+            max_batch: the most rows that run together.
+            max_delay_ms: the longest that a batch is held back to grow while an executor is idle.
+            max_queue: the most requests that wait.
+            executors: threads that run batches side by side, for each model on the CPU; None for as many as
+                the models' own threads leave CPUs for. A model on CUDA has one.
+            when_full: submit to a full queue raises QueueFullError at once (`refuse`) or waits for a place (`block`).
+            patience_ms: a request without a deadline is served as if it had one this long after its submission.
+            stall_timeout_s: a batch that takes longer is given up, and its requests tried elsewhere.
+
+        Raises:
+            InputError: an argument is not what it must be, or the models do not fit together.
+            ClosedError, BundleError: a model is closed, or cannot be run.
+        """
+        options = parse_scheduler_options(
+            max_batch=max_batch,
+            max_delay_ms=max_delay_ms,
+            max_queue=max_queue,
+            executors=executors,
+            when_full=when_full,
+            patience_ms=patience_ms,
+            stall_timeout_s=stall_timeout_s,
+        )
+        models = tuple(model) if isinstance(model, Sequence) else (model,)
+        runners = choose_runners(models, options.executors)
+        least = min((one.max_batch for one in models if one.max_batch is not None), default=None)
+        limits = options.limits
+        if least is not None:
+            limits = limits._replace(max_batch=min(least, limits.max_batch))
+        self._model = models[0]
+        self._tasks = models[0].tasks
+        self._alone = {task: (task,) for task in self._tasks}
+        self._read = models[0].input_reader.read
+        self._limits = limits
+        self._blocks = options.when_full == "block"
+        self._clock_ns = time.perf_counter_ns
+        self._sequence = itertools.count()
+        self._gone: str | None = None
+        self._lock = threading.Lock()
+        self._quiet = threading.Condition(self._lock)
+        self._space: list[Callable[[], object]] = []
+        self._metrics = MetricsRecorder(self._tasks)
+        self._dispatcher = Dispatcher(ResourcePool(_warm_up(runners, models[0], limits.max_batch)), limits)
+        self._begun_ns = self._clock_ns()
+        self._workers = {
+            resource: Worker(runner, self._work)
+            for resource, runner in zip(self._dispatcher.pool.resources, runners, strict=True)
+        }
+        self._timekeeper = Timekeeper(self._tick, self._clock_ns)
+        watch_forks(self)
+        self._unregister = _close_at_exit(self)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks."""
+        return self._tasks
+
+    @overload
+    def submit(
+        self, x: Rows, *, task: str, priority: float = 0, deadline_ms: float | None = None
+    ) -> Future[Prediction]: ...
+    @overload
+    def submit(
+        self,
+        x: Rows,
+        *,
+        tasks: Sequence[str] | None = None,
+        priority: float = 0,
+        deadline_ms: float | None = None,
+    ) -> Future[dict[str, Prediction]]: ...
+    def submit(
+        self,
+        x: Rows,
+        *,
+        task: str | None = None,
+        tasks: Sequence[str] | None = None,
+        priority: float = 0,
+        deadline_ms: float | None = None,
+    ) -> Future[Any]:
+        """Ask for predictions; returns at once.
+
+        Args:
+            x: as for Model.predict, at most max_batch rows; it is copied.
+            task: one task, whose Prediction the future gives; or
+            tasks: several, or None for all, for which it gives a dict.
+            priority: 0 to 100. A point is worth as many milliseconds of deadline as there are executors.
+            deadline_ms: from now. What cannot be answered by then is refused, and what was let in and cannot be begun by
+                then is not run.
+
+        Returns:
+            A future: result() waits, cancel() takes the request back while it waits, and
+            add_done_callback tells. Besides what Model.predict raises it may give DeadlineError and ClosedError.
+
+        Raises:
+            InputError: as Model.predict; or more rows than max_batch.
+            QueueFullError: max_queue requests wait, and when_full is `refuse`.
+            DeadlineError: the answer would come too late; `predicted_ms` tells when.
+            ClosedError: the scheduler was closed.
+        """
+        request = self._parse(x, task, tasks, priority, deadline_ms)
+        while True:
+            try:
+                return self._submit(request)
+            except QueueFullError:
+                if not self._blocks:
+                    raise
+            freed = threading.Event()
+            self._when_space(freed.set)
+            freed.wait()
+
+    @overload
+    async def infer(
+        self, x: Rows, *, task: str, priority: float = 0, deadline_ms: float | None = None
+    ) -> Prediction: ...
+    @overload
+    async def infer(
+        self,
+        x: Rows,
+        *,
+        tasks: Sequence[str] | None = None,
+        priority: float = 0,
+        deadline_ms: float | None = None,
+    ) -> dict[str, Prediction]: ...
+    async def infer(
+        self,
+        x: Rows,
+        *,
+        task: str | None = None,
+        tasks: Sequence[str] | None = None,
+        priority: float = 0,
+        deadline_ms: float | None = None,
+    ) -> Any:
+        """As submit, for coroutines: waits for the answer, and for a place in the queue, without blocking the loop.
+
+        Cancelling the awaiting task takes the request back while it waits.
+        """
+        request = self._parse(x, task, tasks, priority, deadline_ms)
+        while True:
+            try:
+                return await asyncio.wrap_future(self._submit(request))
+            except QueueFullError:
+                if not self._blocks:
+                    raise
+            loop = asyncio.get_running_loop()
+            freed = asyncio.Event()
+            self._when_space(functools.partial(loop.call_soon_threadsafe, freed.set))
+            await freed.wait()
+
+    def metrics(self) -> SchedulerMetrics:
+        """Everything since the scheduler began; a closed one still tells.
+
+        Raises:
+            ClosedError: the scheduler was made before this process was forked.
+        """
+        if self._gone is _FORKED:
+            raise ClosedError(_FORKED)
+        now_ns = self._clock_ns()
+        with self._lock:
+            dispatcher = self._dispatcher
+            uptime_ns = max(1, now_ns - self._begun_ns)
+            return self._metrics.report(
+                queue_length=len(dispatcher.queue),
+                running=dispatcher.running,
+                prediction_error=dispatcher.controller.mean_error,
+                prediction_absolute_error=dispatcher.controller.mean_absolute_error,
+                executors=tuple(
+                    _executor_metrics(resource, now_ns, uptime_ns) for resource in dispatcher.pool.resources
+                ),
+                uptime_s=uptime_ns / 1e9,
+            )
+
+    def close(self, *, drain: bool = True, timeout_s: float | None = None) -> None:
+        """Let nothing more in, and end.
+
+        Args:
+            drain: run what waits first; False ends it with ClosedError.
+            timeout_s: the longest to wait for what waits and runs; what then still waits ends with ClosedError. None
+                for no limit.
+        """
+        if self._gone is _FORKED:
+            return
+        with self._lock:
+            self._dispatcher.is_closed = True
+            self._gone = self._gone or _CLOSED
+            if not drain:
+                self._dispatcher.drop_waiting(_dropped)
+            waiters = self._take_space()
+        self._finish(waiters)
+        with self._lock:
+            self._quiet.wait_for(lambda: self._dispatcher.is_quiet, timeout_s)
+            self._dispatcher.drop_waiting(_dropped)
+        self._finish()
+        for worker in self._workers.values():
+            worker.stop()
+        self._timekeeper.stop()
+        stuck = {resource for resource in self._workers if resource.batch is not None}
+        for resource, worker in self._workers.items():
+            worker.join(0 if resource in stuck else timeout_s)
+        self._timekeeper.join(timeout_s)
+        self._unregister()
+
+    def forked(self) -> object:
+        """Called in a forked child, which has none of the threads."""
+        self._gone = _FORKED
+        self._lock = threading.Lock()
+        self._quiet = threading.Condition(self._lock)
+        self._dispatcher.is_closed = True
+        self._unregister()
+        return self._dispatcher
+
+    def __enter__(self) -> Self:
+        if self._gone is not None:
+            raise ClosedError(self._gone)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(drain=error is None)
+
+    def __reduce_ex__(self, _protocol: SupportsIndex) -> tuple[object, ...]:
+        """copy, deepcopy and pickle come here."""
+        raise TypeError("a scheduler has threads and cannot be copied: make one in each process")
+
+    def _parse(
+        self,
+        x: Rows,
+        task: str | None,
+        tasks: Sequence[str] | None,
+        priority: float,
+        deadline_ms: float | None,
+    ) -> Request:
+        """Check a request. Its clock starts here, so that the caller's own wait counts."""
+        now_ns = self._clock_ns()
+        if task is None:
+            chosen = self._tasks if tasks is None else check_tasks(tasks, self._tasks)
+        elif tasks is not None:
+            raise InputError("task and tasks were both given: name one task, or a list of them")
+        else:
+            chosen = self._alone.get(task) or check_tasks([task], self._tasks)
+        allowed_ns = None if deadline_ms is None else parse_deadline_ns(deadline_ms)
+        points = parse_priority(priority) if priority else 0.0
+        feeds, rows = self._read(x)
+        if rows > self._limits.max_batch:
+            raise InputError(
+                f"x has {rows} rows, expected at most max_batch={self._limits.max_batch}: make the scheduler with a larger "
+                "max_batch, pass fewer rows, or call Model.predict for large batches"
+            )
+        return Request(
+            feeds={name: array.copy() for name, array in feeds.items()},
+            rows=rows,
+            tasks=chosen,
+            is_single=task is not None,
+            priority=points,
+            deadline_ns=None if allowed_ns is None else now_ns + allowed_ns,
+            submitted_ns=now_ns,
+            sequence=next(self._sequence),
+        )
+
+    def _submit(self, request: Request) -> Future[Any]:
+        if request.rows == 0:
+            return self._answer_nothing(request)
+        future = request.future
+        future.when_cancelled = lambda: self._cancel(request)
+        try:
+            with self._lock:
+                if self._gone is not None:
+                    raise ClosedError(self._gone)
+                dispatcher = self._dispatcher
+                dispatcher.submit(request, self._clock_ns())
+                self._metrics.accepted()
+                found = dispatcher.dispatch(self._clock_ns()) if dispatcher.pool.has_idle else ()
+                moment_ns = dispatcher.next_tick_ns()
+        except QueueFullError:
+            self._metrics.refused("queue_full")
+            raise
+        except DeadlineError:
+            self._metrics.refused("deadline")
+            raise
+        except ClosedError:
+            self._metrics.refused("closed")
+            raise
+        self._hand_out(found)
+        self._timekeeper.ask(moment_ns)
+        if self._dispatcher.endings:
+            self._finish()
+        return future
+
+    def _answer_nothing(self, request: Request) -> Future[Any]:
+        """No rows need no executor."""
+        if self._gone is not None:
+            raise ClosedError(self._gone)
+        answers = self._model.predict(request.feeds, request.tasks)
+        request.future.set_running_or_notify_cancel()
+        request.future.set_result(answers[request.tasks[0]] if request.is_single else answers)
+        return request.future
+
+    def _hand_out(self, assignments: Sequence[Assignment]) -> None:
+        for assignment in assignments:
+            self._workers[assignment.resource].put(assignment)
+
+    def _work(self, runner: Runner, assignment: Assignment) -> None:
+        """Run one batch, in its executor's thread."""
+        batch = assignment.batch
+        try:
+            packed = pack_rows(batch.requests)
+            answers = take_answers(packed, runner.run(packed.feeds, packed.rows, packed.parts))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the requests' callers are told
+            cause = error
+            self._event(lambda now_ns: self._dispatcher.failed(assignment, cause, now_ns))
+            return
+        done_ns = self._clock_ns()
+        if not self._event(lambda now_ns: self._dispatcher.completed(assignment, now_ns)):
+            return
+        told = []
+        for request, answer in zip(packed.requests, answers, strict=True):
+            request.future.set_result(answer)
+            in_time = request.deadline_ns is None or done_ns <= request.deadline_ns
+            told.append((request.tasks, (done_ns - request.submitted_ns) / _NS_PER_MS, in_time))
+        self._metrics.answered(batch.rows, told)
+
+    def _event(self, happened: Callable[[int], bool | None]) -> bool | None:
+        """Tell the dispatcher what happened, and do what follows from it."""
+        with self._lock:
+            now_ns = self._clock_ns()
+            result = happened(now_ns)
+            found = self._dispatcher.dispatch(now_ns)
+            moment_ns = self._dispatcher.next_tick_ns()
+            waiters = self._take_space()
+            if self._dispatcher.is_quiet:
+                self._quiet.notify_all()
+        self._hand_out(found)
+        self._timekeeper.ask(moment_ns)
+        self._finish(waiters)
+        return result
+
+    def _tick(self) -> int | None:
+        """A moment has come that was asked for, in the timekeeper's thread."""
+        with self._lock:
+            found = self._dispatcher.tick(self._clock_ns())
+            moment_ns = self._dispatcher.next_tick_ns()
+            waiters = self._take_space()
+            if self._dispatcher.is_quiet:
+                self._quiet.notify_all()
+        self._hand_out(found)
+        self._finish(waiters)
+        return moment_ns
+
+    def _cancel(self, request: Request) -> None:
+        """The caller has cancelled a future that had not begun."""
+        with self._lock:
+            self._dispatcher.cancel(request)
+            waiters = self._take_space()
+            if self._dispatcher.is_quiet:
+                self._quiet.notify_all()
+        self._finish(waiters)
+
+    def _when_space(self, told: Callable[[], object]) -> None:
+        with self._lock:
+            if not self._dispatcher.queue.is_full or self._gone is not None:
+                waits = False
+            else:
+                self._space.append(told)
+                waits = True
+        if not waits:
+            told()
+
+    def _take_space(self) -> list[Callable[[], object]]:
+        """Who waits for a place in the queue and may try now; under the lock."""
+        if not self._space or (self._dispatcher.queue.is_full and self._gone is None):
+            return []
+        waiters, self._space = self._space, []
+        return waiters
+
+    def _finish(self, waiters: Sequence[Callable[[], object]] = ()) -> None:
+        """Complete futures of requests that ended without an answer, and wake who waits; with no lock held."""
+        with self._lock:
+            endings, self._dispatcher.endings = self._dispatcher.endings, []
+        for request, outcome, error in endings:
+            self._metrics.ended(outcome)
+            if error is not None:
+                request.future.set_exception(error)
+        for told in waiters:
+            told()
+
+
+def _dropped() -> ClosedError:
+    return ClosedError("the scheduler was closed before this request ran: make another one, and ask it again")
+
+
+def _executor_metrics(resource: Resource, now_ns: int, uptime_ns: int) -> ExecutorMetrics:
+    batch = resource.batch
+    busy_ns = resource.busy_ns + (0 if batch is None else now_ns - batch.started_ns)
+    return ExecutorMetrics(
+        name=resource.name,
+        state=resource.state,
+        batches=resource.batches,
+        busy_s=busy_ns / 1e9,
+        utilization=min(1.0, busy_ns / uptime_ns),
+        error=None if resource.error is None else f"{type(resource.error).__name__}: {resource.error}",
+    )
+
+
+def _warm_up(runners: Sequence[Runner], model: Model, max_batch: int) -> list[Resource]:
+    """Measure every executor while the others work too, as they will."""
+    rows = model.example_rows()
+    with holding_back_forks(), ThreadPoolExecutor(len(runners)) as pool:
+        found = pool.map(
+            lambda runner: measure_latency(
+                runner, rows, model.tasks, max_batch=max_batch, clock_ns=time.perf_counter_ns
+            ),
+            runners,
+        )
+        return [Resource(runner.name, latency) for runner, latency in zip(runners, found, strict=True)]
+
+
+def _close_at_exit(scheduler: Scheduler) -> Callable[[], None]:
+    """Close a forgotten scheduler when the interpreter ends, before it takes its threads away."""
+    reference = weakref.ref(scheduler)
+
+    def close() -> None:
+        forgotten = reference()
+        if forgotten is not None:
+            forgotten.close(drain=False, timeout_s=5.0)
+
+    atexit.register(close)
+    return lambda: atexit.unregister(close)
