@@ -38,12 +38,14 @@ class Cut:
     """How many requests from the front of the queue make a batch.
 
     Attributes:
-        count: of requests.
+        count: of requests, at least one.
         rows: they have.
+        tasks: they ask for.
     """
 
     count: int
     rows: int
+    tasks: frozenset[str]
 
 
 class Batcher:
@@ -65,19 +67,29 @@ class Batcher:
     def cut(self, waiting: Iterable[Request], latency: LatencyModel, now_ns: int) -> Cut:
         """How many of `waiting`, from the first on, to run now on an executor that is free.
 
-        A request that could not keep its deadline even in a batch of its own does not make the batch smaller.
+        Requests run together only while one row of theirs has the same shape: an open axis may give it another. A
+        request that could not keep its deadline even in a batch of its own does not make the batch smaller.
+
+        Args:
+            waiting: at least one.
         """
         chosen: list[Request] = []
         rows = 0
+        earliest: int | None = None
+        tasks: set[str] = set()
+        shapes: tuple[tuple[int, ...], ...] | None = None
         for request in waiting:
-            if rows + request.rows > self.max_batch:
+            if rows + request.rows > self.max_batch or (shapes is not None and request.row_shapes != shapes):
                 break
             chosen.append(request)
             rows += request.rows
-        deadlines = [request.deadline_ns for request in chosen if request.deadline_ns is not None]
-        tasks = {task for request in chosen for task in request.tasks}
-        if not deadlines or now_ns + latency.expect(tasks, rows) <= min(deadlines):
-            return Cut(len(chosen), rows)
+            tasks.update(request.tasks)
+            shapes = request.row_shapes
+            deadline = request.deadline_ns
+            if deadline is not None and (earliest is None or deadline < earliest):
+                earliest = deadline
+        if earliest is None or now_ns + latency.expect(tasks, rows) <= earliest:
+            return Cut(len(chosen), rows, frozenset(tasks))
         return _grow(chosen, latency, now_ns)
 
     def hold_until_ns(
@@ -113,4 +125,4 @@ def _grow(chosen: list[Request], latency: LatencyModel, now_ns: int) -> Cut:
             break
         tasks, count, rows = wider, count + 1, rows + request.rows
         earliest = min(bounds, default=None)
-    return Cut(count, rows)
+    return Cut(count, rows, frozenset(tasks))

@@ -36,25 +36,20 @@ class Controller:
         first; the request's own batch holds the rest of them and itself. What may yet come and rank before it is not
         foreseen. To the batches that lie ahead twice their usual deviation is added.
         """
-        tasks = max(self._queue.distinct_tasks, len(request.tasks))
-        ahead = self._queue.rows_before(request.rank_ns)
-        live = self._pool.live or list(self._pool.resources)
-        passes, rest = divmod(ahead + request.rows - 1, self._max_batch)
-        own_rows = self._max_batch if passes else rest + 1
-        free_at = [max(now_ns, resource.free_at_ns) for resource in live]
-        full = [r.latency.expect_about(min(tasks, self._max_batch), self._max_batch) for r in live]
-        while passes > 0:
-            ends = [start + latency for start, latency in zip(free_at, full, strict=True)]
-            first = ends.index(min(ends))
-            free_at[first] = round(ends[first])
-            passes -= 1
-        finishes = [
-            start + resource.latency.expect_about(min(tasks, own_rows), own_rows)
-            for start, resource in zip(free_at, live, strict=True)
-        ]
-        finish = min(finishes)
-        deviation = live[finishes.index(finish)].latency.deviation
-        return now_ns + (finish - now_ns) * (1 + 2 * deviation)
+        queue, max_batch = self._queue, self._max_batch
+        live = self._pool.live or self._pool.resources
+        tasks = max(queue.distinct_tasks, len(request.tasks))
+        passes, rest = divmod(queue.rows_before(request.rank_ns) + request.rows - 1, max_batch)
+        free_at = [one.free_at_ns if one.free_at_ns > now_ns else now_ns for one in live]
+        if passes:
+            rest = max_batch - 1
+            full = [one.latency.expect_about(min(tasks, max_batch), max_batch) for one in live]
+            for _ in range(passes):
+                first = min(range(len(live)), key=lambda place: free_at[place] + full[place])
+                free_at[first] += round(full[first])
+        own = [one.latency.expect_about(min(tasks, rest + 1), rest + 1) for one in live]
+        finish, place = min((free_at[place] + own[place], place) for place in range(len(live)))
+        return now_ns + (finish - now_ns) * (1 + 2 * live[place].latency.deviation)
 
     def learn(self, resource: Resource, batch: Batch, observed_ns: int) -> None:
         """Hold an execution against its expectation, and correct what the expectation rests on."""

@@ -171,9 +171,11 @@ class Dispatcher:
                 continue
             if offset == 0 and self._holds(resource, now_ns):
                 break
-            requests = self._begun(self.queue.take(offset, cut.count))
+            taken = self.queue.take(offset, cut.count)
+            requests = self._begun(taken)
             if requests:
-                found.append(self._assign(resource, requests, now_ns))
+                shape = (cut.tasks, cut.rows) if len(requests) == len(taken) else _shape(requests)
+                found.append(self._assign(resource, requests, shape, now_ns))
                 free_at[place] = float(resource.free_at_ns)
         return found
 
@@ -204,8 +206,9 @@ class Dispatcher:
                 and now_ns >= batch.started_ns + self.limits.stall_ns
             ):
                 batch.was_given_up = True
-                resource.state = "stuck"
-                self._try_again(resource, batch, StallError(resource.name, self.limits.stall_ns / 1e9))
+                error = StallError(resource.name, self.limits.stall_ns / 1e9)
+                self.pool.change_state(resource, "stuck", error)
+                self._try_again(resource, batch, error)
         return self.dispatch(now_ns)
 
     def next_tick_ns(self) -> int | None:
@@ -246,14 +249,15 @@ class Dispatcher:
         return self._hold_until_ns is not None
 
     def _assign(
-        self, resource: Resource, requests: list[Request], now_ns: int, *, retry: _Retry | None = None
+        self,
+        resource: Resource,
+        requests: list[Request],
+        shape: tuple[frozenset[str], int],
+        now_ns: int,
     ) -> Assignment:
-        tasks = frozenset(task for request in requests for task in request.tasks)
-        rows = sum(request.rows for request in requests)
+        tasks, rows = shape
         expected = resource.latency.expect(tasks, rows)
         batch = Batch(requests, tasks, rows, now_ns, expected)
-        if retry is not None:
-            self._retrying[batch] = retry
         resource.batch = batch
         resource.free_at_ns = now_ns + round(expected)
         return Assignment(resource, batch)
@@ -283,7 +287,7 @@ class Dispatcher:
         resource.busy_ns += now_ns - batch.started_ns
         resource.free_at_ns = now_ns
         if batch.was_given_up:
-            resource.state, resource.error = "live", None
+            self.pool.change_state(resource, "live")
         return not batch.was_given_up
 
     def _try_again(self, resource: Resource, batch: Batch, error: BaseException) -> None:
@@ -295,12 +299,11 @@ class Dispatcher:
                 self.endings.append(Ending(request, "failed", error))
             self._tried_again(batch, resource, succeeded=False)
             return
-        resource.error = error
         if not self.pool.elsewhere(resource):
             self.endings += [Ending(request, "failed", error) for request in batch.requests]
             return
         if resource.state == "live" and self.pool.elsewhere(resource) != [resource]:
-            resource.state = "suspect"
+            self.pool.change_state(resource, "suspect", error)
         trial = _Trial(resource, left=len(batch.requests))
         for request in batch.requests:
             request.first_error = error
@@ -323,7 +326,9 @@ class Dispatcher:
             elif resource is None:
                 waiting.append(retry)
             else:
-                found.append(self._assign(resource, [request], now_ns, retry=retry))
+                assignment = self._assign(resource, [request], _shape([request]), now_ns)
+                self._retrying[assignment.batch] = retry
+                found.append(assignment)
         self._retries = waiting
         return found
 
@@ -347,12 +352,18 @@ class Dispatcher:
         if trial.left or suspect.state != "suspect":
             return
         if trial.succeeded and not trial.failed:
-            suspect.state = "out"
+            self.pool.change_state(suspect, "out", suspect.error)
             self._capacity = self.pool.capacity
             patience_ns = self.limits.patience_ns
             self.queue.rerank(lambda one: rank_ns(one, capacity=self._capacity, patience_ns=patience_ns))
         else:
-            suspect.state, suspect.error = "live", None
+            self.pool.change_state(suspect, "live")
+
+
+def _shape(requests: list[Request]) -> tuple[frozenset[str], int]:
+    """The tasks that requests ask for, and how many rows they have."""
+    tasks = frozenset(task for request in requests for task in request.tasks)
+    return tasks, sum(request.rows for request in requests)
 
 
 def _expired(request: Request, now_ns: int) -> DeadlineError:

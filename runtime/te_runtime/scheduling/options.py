@@ -88,7 +88,7 @@ def parse_deadline_ns(deadline_ms: float | None) -> int | None:
     """
     if deadline_ms is None:
         return None
-    if _is_number(deadline_ms) and 0 < deadline_ms <= _MAX_MS:
+    if (type(deadline_ms) is float or _is_number(deadline_ms)) and 0 < deadline_ms <= _MAX_MS:
         return max(1, round(float(deadline_ms) * _NS_PER_MS))
     raise InputError(
         f"deadline_ms: found {deadline_ms!r:.80}, expected milliseconds from submission, more than 0 and at most "

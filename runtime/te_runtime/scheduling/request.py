@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from typing import Any
 
 __all__ = ["Request", "RequestFuture", "rank_ns"]
 
@@ -37,7 +33,8 @@ class Request:
     """What one caller asked for.
 
     Attributes:
-        feeds: input name → array (rows, …), the scheduler's own copy.
+        data: for each input, in the model's order, the bytes of its rows: the scheduler's own copy.
+        row_shapes: for each input the shape of one row, which an open axis may make another than other requests'.
         rows: how many rows, at least one.
         tasks: names of tasks, each once, in the caller's order.
         is_single: the caller named one task and expects its Prediction, not a dict of them.
@@ -51,7 +48,8 @@ class Request:
         first_error: why it is run a second time.
     """
 
-    feeds: dict[str, NDArray[np.generic]]
+    data: tuple[bytes, ...]
+    row_shapes: tuple[tuple[int, ...], ...]
     rows: int
     tasks: tuple[str, ...]
     is_single: bool

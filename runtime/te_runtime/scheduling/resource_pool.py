@@ -48,17 +48,25 @@ class Resource:
 
 
 class ResourcePool:
-    """Executors that differ in speed and in when they will be free."""
+    """Executors that differ in speed and in when they will be free.
 
-    __slots__ = ("resources",)
+    Attributes:
+        resources: all of them.
+        live: those that batches of the queue may be planned for.
+    """
+
+    __slots__ = ("live", "resources")
 
     def __init__(self, resources: Iterable[Resource]) -> None:
         self.resources = tuple(resources)
+        self.live = self.resources
 
-    @property
-    def live(self) -> list[Resource]:
-        """Those that batches of the queue may be planned for."""
-        return [resource for resource in self.resources if resource.state == "live"]
+    def change_state(
+        self, resource: Resource, state: ResourceState, error: BaseException | None = None
+    ) -> None:
+        """Every change of a state goes through here."""
+        resource.state, resource.error = state, error
+        self.live = tuple(one for one in self.resources if one.state == "live")
 
     @property
     def capacity(self) -> float:
@@ -68,7 +76,7 @@ class ResourcePool:
     @property
     def has_idle(self) -> bool:
         """Whether any can begin a batch of the queue now."""
-        return any(resource.is_idle for resource in self.resources)
+        return any(resource.batch is None for resource in self.live)
 
     def elsewhere(self, suspect: Resource) -> list[Resource]:
         """Where what failed on `suspect` can be tried again, now or later: others, or itself if there are none.

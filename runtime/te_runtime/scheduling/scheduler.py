@@ -23,7 +23,7 @@ import numpy as np
 
 from te_runtime.errors import ClosedError, DeadlineError, InputError, QueueFullError
 from te_runtime.forking import holding_back_forks, watch_forks
-from te_runtime.scheduling.batch import pack_rows, take_answers
+from te_runtime.scheduling.batch import InputLayout, pack_rows, take_answers
 from te_runtime.scheduling.dispatcher import Assignment, Dispatcher
 from te_runtime.scheduling.metrics import ExecutorMetrics, MetricsRecorder, SchedulerMetrics
 from te_runtime.scheduling.options import (
@@ -119,7 +119,10 @@ class Scheduler:
         self._quiet = threading.Condition(self._lock)
         self._space: list[Callable[[], object]] = []
         self._metrics = MetricsRecorder(self._tasks)
-        self._dispatcher = Dispatcher(ResourcePool(_warm_up(runners, models[0], limits.max_batch)), limits)
+        rows = models[0].example_rows()
+        self._inputs = tuple(InputLayout(spec.name, rows[spec.name].dtype) for spec in models[0].inputs)
+        resources = _warm_up(runners, rows, self._tasks, limits.max_batch)
+        self._dispatcher = Dispatcher(ResourcePool(resources), limits)
         self._begun_ns = self._clock_ns()
         self._workers = {
             resource: Worker(runner, self._work)
@@ -325,8 +328,10 @@ class Scheduler:
                 f"x has {rows} rows, expected at most max_batch={self._limits.max_batch}: make the scheduler with a larger "
                 "max_batch, pass fewer rows, or call Model.predict for large batches"
             )
+        arrays = [feeds[name] for name, _ in self._inputs]
         return Request(
-            feeds={name: array.copy() for name, array in feeds.items()},
+            data=tuple([array.tobytes() for array in arrays]),
+            row_shapes=tuple([array.shape[1:] for array in arrays]),
             rows=rows,
             tasks=chosen,
             is_single=task is not None,
@@ -348,8 +353,11 @@ class Scheduler:
                 dispatcher = self._dispatcher
                 dispatcher.submit(request, self._clock_ns())
                 self._metrics.accepted()
-                found = dispatcher.dispatch(self._clock_ns()) if dispatcher.pool.has_idle else ()
-                moment_ns = dispatcher.next_tick_ns()
+                found: Sequence[Assignment] = ()
+                moment_ns = request.deadline_ns
+                if dispatcher.pool.has_idle:
+                    found = dispatcher.dispatch(self._clock_ns())
+                    moment_ns = dispatcher.next_tick_ns()
         except QueueFullError:
             self._metrics.refused("queue_full")
             raise
@@ -369,7 +377,11 @@ class Scheduler:
         """No rows need no executor."""
         if self._gone is not None:
             raise ClosedError(self._gone)
-        answers = self._model.predict(request.feeds, request.tasks)
+        empty = {
+            name: np.frombuffer(b"", dtype).reshape(0, *shape)
+            for (name, dtype), shape in zip(self._inputs, request.row_shapes, strict=True)
+        }
+        answers = self._model.predict(empty, request.tasks)
         request.future.set_running_or_notify_cancel()
         request.future.set_result(answers[request.tasks[0]] if request.is_single else answers)
         return request.future
@@ -382,7 +394,7 @@ class Scheduler:
         """Run one batch, in its executor's thread."""
         batch = assignment.batch
         try:
-            packed = pack_rows(batch.requests)
+            packed = pack_rows(batch.requests, self._inputs)
             answers = take_answers(packed, runner.run(packed.feeds, packed.rows, packed.parts))
         except Exception as error:  # noqa: BLE001 - whatever it is, the requests' callers are told
             cause = error
@@ -480,17 +492,17 @@ def _executor_metrics(resource: Resource, now_ns: int, uptime_ns: int) -> Execut
     )
 
 
-def _warm_up(runners: Sequence[Runner], model: Model, max_batch: int) -> list[Resource]:
+def _warm_up(
+    runners: Sequence[Runner], rows: Mapping[str, NDArray[np.generic]], tasks: Sequence[str], max_batch: int
+) -> list[Resource]:
     """Measure every executor while the others work too, as they will."""
-    rows = model.example_rows()
+
+    def measure(runner: Runner) -> Resource:
+        latency = measure_latency(runner, rows, tasks, max_batch=max_batch, clock_ns=time.perf_counter_ns)
+        return Resource(runner.name, latency)
+
     with holding_back_forks(), ThreadPoolExecutor(len(runners)) as pool:
-        found = pool.map(
-            lambda runner: measure_latency(
-                runner, rows, model.tasks, max_batch=max_batch, clock_ns=time.perf_counter_ns
-            ),
-            runners,
-        )
-        return [Resource(runner.name, latency) for runner, latency in zip(runners, found, strict=True)]
+        return list(pool.map(measure, runners))
 
 
 def _close_at_exit(scheduler: Scheduler) -> Callable[[], None]:
