@@ -302,7 +302,7 @@ class Dispatcher:
         if not self.pool.elsewhere(resource):
             self.endings += [Ending(request, "failed", error) for request in batch.requests]
             return
-        if resource.state == "live" and self.pool.elsewhere(resource) != [resource]:
+        if resource.state == "live" and self.pool.has_other(resource):
             self.pool.change_state(resource, "suspect", error)
         trial = _Trial(resource, left=len(batch.requests))
         for request in batch.requests:
@@ -344,14 +344,14 @@ class Dispatcher:
     def _count(self, trial: _Trial) -> None:
         """One request of a trial is done with; after the last the executor is judged.
 
-        Where all of them succeeded elsewhere the executor was at fault and is taken out. Where one failed there
-        too, that request was at fault.
+        Where all of them succeeded elsewhere the executor was at fault and is taken out, unless none would be left.
+        Where one failed there too, that request was at fault.
         """
         trial.left -= 1
         suspect = trial.suspect
         if trial.left or suspect.state != "suspect":
             return
-        if trial.succeeded and not trial.failed:
+        if trial.succeeded and not trial.failed and self.pool.has_other(suspect):
             self.pool.change_state(suspect, "out", suspect.error)
             self._capacity = self.pool.capacity
             patience_ns = self.limits.patience_ns

@@ -97,6 +97,10 @@ class ResourcePool:
         Returns:
             The place in `live`, and when the batch is expected to be finished there. Among equals the first.
         """
+    def has_other(self, resource: Resource) -> bool:
+        """Whether any but `resource` is neither stuck nor out."""
+        return any(one.state in ("live", "suspect") for one in self.resources if one is not resource)
+
         finishes = [
             start + resource.latency.expect_about(tasks, rows)
             for start, resource in zip(free_at, self.live, strict=True)
