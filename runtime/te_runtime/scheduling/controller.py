@@ -40,7 +40,7 @@ class Controller:
         live = self._pool.live or self._pool.resources
         tasks = max(queue.distinct_tasks, len(request.tasks))
         passes, rest = divmod(queue.rows_before(request.rank_ns) + request.rows - 1, max_batch)
-        free_at = [one.free_at_ns if one.free_at_ns > now_ns else now_ns for one in live]
+        free_at = [one.free_from_ns(now_ns) for one in live]
         if passes:
             rest = max_batch - 1
             full = [one.latency.expect_about(min(tasks, max_batch), max_batch) for one in live]

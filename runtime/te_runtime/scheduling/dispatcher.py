@@ -27,6 +27,7 @@ __all__ = ["Assignment", "Dispatcher", "Ending", "Limits", "Outcome"]
 Outcome = Literal["in_time", "late", "failed", "expired", "cancelled", "dropped"]
 
 _NS_PER_MS = 1e6
+_LEAST_SLACK_NS = 100_000
 
 
 class Limits(NamedTuple):
@@ -108,6 +109,8 @@ class Dispatcher:
     _batcher: Batcher = field(init=False)
     _gap: ArrivalGap = field(default_factory=ArrivalGap)
     _hold_until_ns: int | None = None
+    _look_again_ns: int | None = None
+    _drops: bool = False
     _retries: deque[_Retry] = field(default_factory=deque)
     _retrying: dict[Batch, _Retry] = field(default_factory=dict)
     _capacity: float = 0.0
@@ -152,14 +155,14 @@ class Dispatcher:
 
     def dispatch(self, now_ns: int) -> list[Assignment]:
         """Everything that should begin now, most urgent first. The caller hands it to the executors."""
-        self._hold_until_ns = None
+        self._hold_until_ns = self._look_again_ns = None
         found = self._dispatch_retries(now_ns) if self._retries else []
         if not self.queue or not self.pool.has_idle:
             return found
         self._expire(now_ns)
         offset = 0
         live = self.pool.live
-        free_at = [float(max(now_ns, resource.free_at_ns)) for resource in live]
+        free_at = [float(resource.free_from_ns(now_ns)) for resource in live]
         while offset < len(self.queue) and self.pool.has_idle:
             rows = min(self.queue.rows, self.limits.max_batch)
             place, finish = self.pool.place(min(self.queue.distinct_tasks, rows), rows, free_at)
@@ -169,6 +172,7 @@ class Dispatcher:
                 offset += cut.count
                 free_at[place] = finish
                 continue
+                self._look_again(resource, now_ns)
             if offset == 0 and self._holds(resource, now_ns):
                 break
             taken = self.queue.take(offset, cut.count)
@@ -218,7 +222,10 @@ class Dispatcher:
             for resource in self.pool.resources
             if resource.batch is not None and not resource.batch.was_given_up
         ]
-        times += [time for time in (self._hold_until_ns, self.queue.next_deadline_ns()) if time is not None]
+        if self._retries:
+            times += [one.request.deadline_ns for one in self._retries if one.request.deadline_ns is not None]
+        others = (self._hold_until_ns, self._look_again_ns, self.queue.next_deadline_ns())
+        times += [time for time in others if time is not None]
         return min(times, default=None)
 
     def drop_waiting(self, error: Callable[[], BaseException]) -> None:
@@ -250,6 +257,14 @@ class Dispatcher:
 
     def _assign(
         self,
+    def _look_again(self, resource: Resource, now_ns: int) -> None:
+        """Have it decided anew whether to wait for a busy executor, should that take much longer than foreseen."""
+        assert resource.batch is not None
+        slack = max(_LEAST_SLACK_NS, round(resource.batch.expected_ns))
+        moment = resource.free_from_ns(now_ns) + slack
+        if self._look_again_ns is None or moment < self._look_again_ns:
+            self._look_again_ns = moment
+
         resource: Resource,
         requests: list[Request],
         shape: tuple[frozenset[str], int],

@@ -46,6 +46,17 @@ class Resource:
         """Whether it can begin a batch of the queue now."""
         return self.batch is None and self.state == "live"
 
+    def free_from_ns(self, now_ns: int) -> int:
+        """When it can begin another batch, as foreseen now; later than now unless it has nothing to do.
+
+        A batch that takes longer than expected is thought to need as long again as it is late already: so one that
+        hangs is soon not waited for any more.
+        """
+        if self.batch is None:
+            return now_ns
+        late_ns = now_ns - self.free_at_ns
+        return self.free_at_ns if late_ns < 0 else now_ns + late_ns + 1
+
 
 class ResourcePool:
     """Executors that differ in speed and in when they will be free.
