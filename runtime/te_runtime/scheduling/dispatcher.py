@@ -150,6 +150,7 @@ class Dispatcher:
         """Take a request out that its caller has cancelled; True where it was still waiting."""
         removed = self.queue.remove(request)
         if removed:
+            request.future.set_running_or_notify_cancel()  # or concurrent.futures.wait would wait on
             self.endings.append(Ending(request, "cancelled", None))
         return removed
 
@@ -283,6 +284,7 @@ class Dispatcher:
         for request in requests:
             if request.future.set_running_or_notify_cancel():
                 begun.append(request)
+                request.future.when_cancelled = None  # it would keep the request alive as long as the future
             else:
                 self.endings.append(Ending(request, "cancelled", None))
         return begun

@@ -78,6 +78,7 @@ class RequestQueue:
         del self._entries[start : start + count]
         for request in taken:
             self._left(request)
+        self._forget_if_empty()
         return taken
 
     def remove(self, request: Request) -> bool:
@@ -86,6 +87,7 @@ class RequestQueue:
             return False
         del self._entries[bisect_left(self._entries, (request.rank_ns, request.sequence))]
         self._left(request)
+        self._forget_if_empty()
         return True
 
     def take_expired(self, now_ns: int) -> list[Request]:
@@ -119,6 +121,11 @@ class RequestQueue:
                 self._tasks[task] = left
             else:
                 del self._tasks[task]
+
+    def _forget_if_empty(self) -> None:
+        """Whoever has left is not kept alive by a deadline that nobody asks for."""
+        if not self._entries:
+            self._deadlines.clear()
 
     def _forget_deadlines_of_the_gone(self) -> None:
         self._deadlines = [entry for entry in self._deadlines if entry[2].is_queued]
