@@ -230,7 +230,8 @@ class Dispatcher:
         return min(times, default=None)
 
     def drop_waiting(self, error: Callable[[], BaseException]) -> None:
-        """End everything that does not run."""
+        """End everything that does not run; what runs is not tried again."""
+        self.is_closed = self._drops = True
         waiting = self._begun(self.queue.take(0, len(self.queue)))
         while self._retries:
             retry = self._retries.popleft()
@@ -316,7 +317,7 @@ class Dispatcher:
                 self.endings.append(Ending(request, "failed", error))
             self._tried_again(batch, resource, succeeded=False)
             return
-        if not self.pool.elsewhere(resource):
+        if self._drops or not self.pool.elsewhere(resource):
             self.endings += [Ending(request, "failed", error) for request in batch.requests]
             return
         if resource.state == "live" and self.pool.has_other(resource):
