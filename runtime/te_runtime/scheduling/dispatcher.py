@@ -295,7 +295,7 @@ class Dispatcher:
             self.endings.append(Ending(request, "expired", _expired(request, now_ns)))
 
     def _relax_if_idle(self) -> None:
-        if not self.queue and all(resource.batch is None for resource in self.pool.resources):
+        if not self.queue and all(resource.batch is None for resource in self.pool.live):
             for resource in self.pool.live:
                 resource.latency.relax()
 
