@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from te_runtime.scheduling.batch import Batch
 from te_runtime.scheduling.request import Request
 from te_runtime.scheduling.request_queue import RequestQueue
@@ -44,9 +46,7 @@ class Controller:
         if passes:
             rest = max_batch - 1
             full = [one.latency.expect_about(min(tasks, max_batch), max_batch) for one in live]
-            for _ in range(passes):
-                first = min(range(len(live)), key=lambda place: free_at[place] + full[place])
-                free_at[first] += round(full[first])
+            _run_passes(free_at, full, passes)
         own = [one.latency.expect_about(min(tasks, rest + 1), rest + 1) for one in live]
         finish, place = min((free_at[place] + own[place], place) for place in range(len(live)))
         return now_ns + (finish - now_ns) * (1 + 2 * live[place].latency.deviation)
@@ -57,3 +57,36 @@ class Controller:
         error = (observed_ns - expected) / expected
         self.mean_error += _ALPHA * (error - self.mean_error)
         self.mean_absolute_error += _ALPHA * (abs(error) - self.mean_absolute_error)
+
+
+def _run_passes(free_at: list[int], full: list[float], passes: int) -> None:
+    """Move `free_at` to when each executor is free after all of them together have run so many passes.
+
+    Each pass goes where it is finished first. A queue may hold any number of passes, so most are counted, not walked
+    through: until the moment at which as many would be done if they could be cut, each executor finishes as many as fit.
+
+    Args:
+        free_at: for each executor, when it can begin.
+        full: for each executor, what a pass takes.
+    """
+    left = passes
+    if passes > len(full):
+        until = _done_ns(free_at, full, passes)
+        for place, latency in enumerate(full):
+            fit = max(0, int((until - free_at[place]) / latency))
+            free_at[place] += round(fit * latency)
+            left -= fit
+    for _ in range(left):
+        first = min(range(len(full)), key=lambda place: free_at[place] + full[place])
+        free_at[first] += round(full[first])
+
+
+def _done_ns(free_at: Sequence[int], full: Sequence[float], passes: int) -> float:
+    """When so many passes would be done if each executor could do any part of one."""
+    left, rate, until = float(passes), 0.0, 0.0
+    for free, latency in sorted(zip(free_at, full, strict=True)):
+        meanwhile = (free - until) * rate
+        if meanwhile >= left:
+            break
+        left, until, rate = left - meanwhile, float(free), rate + 1.0 / latency
+    return until + left / rate

@@ -172,8 +172,8 @@ class Dispatcher:
             if not resource.is_idle:  # though busy it is done first, so these wait for it
                 offset += cut.count
                 free_at[place] = finish
-                continue
                 self._look_again(resource, now_ns)
+                continue
             if offset == 0 and self._holds(resource, now_ns):
                 break
             taken = self.queue.take(offset, cut.count)
@@ -257,8 +257,6 @@ class Dispatcher:
         self._hold_until_ns = self._batcher.hold_until_ns(self.queue, resource.latency, self._gap, now_ns)
         return self._hold_until_ns is not None
 
-    def _assign(
-        self,
     def _look_again(self, resource: Resource, now_ns: int) -> None:
         """Have it decided anew whether to wait for a busy executor, should that take much longer than foreseen."""
         assert resource.batch is not None
@@ -267,6 +265,8 @@ class Dispatcher:
         if self._look_again_ns is None or moment < self._look_again_ns:
             self._look_again_ns = moment
 
+    def _assign(
+        self,
         resource: Resource,
         requests: list[Request],
         shape: tuple[frozenset[str], int],
@@ -284,8 +284,8 @@ class Dispatcher:
         begun = []
         for request in requests:
             if request.future.set_running_or_notify_cancel():
-                begun.append(request)
                 request.future.when_cancelled = None  # it would keep the request alive as long as the future
+                begun.append(request)
             else:
                 self.endings.append(Ending(request, "cancelled", None))
         return begun

@@ -97,6 +97,10 @@ class ResourcePool:
         able = [resource for resource in self.resources if resource.state in ("live", "suspect")]
         return [resource for resource in able if resource is not suspect] or able
 
+    def has_other(self, resource: Resource) -> bool:
+        """Whether any but `resource` is neither stuck nor out."""
+        return any(one.state in ("live", "suspect") for one in self.resources if one is not resource)
+
     def place(self, tasks: int, rows: int, free_at: Sequence[float]) -> tuple[int, float]:
         """Where a batch is finished first.
 
@@ -108,10 +112,6 @@ class ResourcePool:
         Returns:
             The place in `live`, and when the batch is expected to be finished there. Among equals the first.
         """
-    def has_other(self, resource: Resource) -> bool:
-        """Whether any but `resource` is neither stuck nor out."""
-        return any(one.state in ("live", "suspect") for one in self.resources if one is not resource)
-
         finishes = [
             start + resource.latency.expect_about(tasks, rows)
             for start, resource in zip(free_at, self.live, strict=True)
