@@ -8,7 +8,8 @@ rests on by
     θ ← θ + α · (observed - expected)                                        (the controller's rule)
 
 where a part θ takes the share of the error that it had of the expectation, so that nothing becomes negative, and a
-set of tasks that never ran before is expected from its parts.
+set of tasks that never ran before is expected from its parts. Of two powers of two around a batch each takes the
+correction in so far as the batch is near it: half way between them, half of it.
 """
 
 from __future__ import annotations
@@ -80,11 +81,12 @@ class LatencyModel:
         self.deviation += self._alpha * (abs(error) / expected - self.deviation)
         scale = 1.0 + self._alpha * error / expected  # of every part, by its share of the expectation
         low, high, weight = self._place(rows)
-        self._trunk[low] *= 1.0 + (scale - 1.0) * (1.0 - weight)
-        self._trunk[high] *= 1.0 + (scale - 1.0) * weight
+        trunk = self._trunk
+        trunk[low] = max(_LEAST_NS, trunk[low] * (1.0 + (scale - 1.0) * (1.0 - weight)))
+        trunk[high] = max(_LEAST_NS, trunk[high] * (1.0 + (scale - 1.0) * weight))
         for task in tasks:
             old = self._tails[task]
-            new = self._tails[task] = old * scale
+            new = self._tails[task] = max(_LEAST_NS, old * scale)
             self._mean_tail += (new - old) / len(self._tails)
         return expected
 
