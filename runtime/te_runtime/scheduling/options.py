@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from numbers import Real
 from typing import Literal, NamedTuple, get_args
 
@@ -105,4 +104,5 @@ def _parse_ms(
 
 
 def _is_number(value: object) -> bool:
-    return type(value) is not bool and isinstance(value, Real) and math.isfinite(value)
+    """Whether it can be held against bounds, which NaN and what is not finite are not within."""
+    return type(value) is not bool and isinstance(value, Real)
