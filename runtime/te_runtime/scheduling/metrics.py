@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from te_runtime.errors import InputError
+
 if TYPE_CHECKING:
     from te_runtime.scheduling.resource_pool import ResourceState
 
@@ -67,12 +69,17 @@ class Histogram:
         """The upper bound of the bucket that holds the quantile `part`, from 0 to 1.
 
         None where there were no values, or where it is in the last bucket, which has no bound.
+
+        Raises:
+            InputError: `part` is not from 0 to 1.
         """
-        wanted = part * self.count
+        if not 0 <= part <= 1:
+            raise InputError(f"quantile: found {part!r:.80}, expected a part from 0 to 1, such as 0.99")
+        total = self.count
         seen = 0
         for bound, count in zip(self.bounds, self.counts, strict=False):
             seen += count
-            if count and seen >= wanted:
+            if count and seen / total >= part:  # part * total may be rounded up
                 return bound
         return None
 
