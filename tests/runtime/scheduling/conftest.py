@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from te_runtime.scheduling.request import Request
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +24,39 @@ def fake_model() -> ModuleType:
 def simulation() -> ModuleType:
     """tests/runtime/scheduling/simulation.py as a module."""
     return load_beside("simulation")
+
+
+@pytest.fixture(scope="session")
+def make_request() -> Callable[..., Request]:
+    """A request with what matters to the test, and the rest plain; requests are numbered as they are made."""
+    numbers = itertools.count()
+
+    def make(
+        *,
+        rows: int = 1,
+        tasks: tuple[str, ...] = ("a",),
+        priority: float = 0.0,
+        deadline_ns: int | None = None,
+        submitted_ns: int = 0,
+        rank_ns: int = 0,
+        row_shapes: tuple[tuple[int, ...], ...] = ((4,),),
+        data: tuple[bytes, ...] = (b"",),
+        is_single: bool = True,
+    ) -> Request:
+        return Request(
+            data=data,
+            row_shapes=row_shapes,
+            rows=rows,
+            tasks=tasks,
+            is_single=is_single,
+            priority=priority,
+            deadline_ns=deadline_ns,
+            submitted_ns=submitted_ns,
+            sequence=next(numbers),
+            rank_ns=rank_ns,
+        )
+
+    return make
 
 
 def load_beside(stem: str) -> ModuleType:

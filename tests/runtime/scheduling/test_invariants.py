@@ -107,7 +107,7 @@ scenarios = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scenario=scenarios)
 def test_whatever_happens_every_accepted_request_ends_exactly_once(
     simulation: ModuleType, scenario: dict[str, Any]
@@ -135,7 +135,7 @@ def test_whatever_happens_every_accepted_request_ends_exactly_once(
             assert runs
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scenario=scenarios, bad=st.integers(0, 39))
 def test_a_poisoned_request_fails_alone(simulation: ModuleType, scenario: dict[str, Any], bad: int) -> None:
     """Executors without trouble: whoever is not poisoned is answered, and no executor is taken out."""
@@ -155,7 +155,7 @@ def test_a_poisoned_request_fails_alone(simulation: ModuleType, scenario: dict[s
     assert all(resource.state == "live" for resource in world.dispatcher.pool.resources)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scenario=scenarios)
 def test_one_executor_serves_in_the_order_of_the_score(
     simulation: ModuleType, scenario: dict[str, Any]
@@ -178,7 +178,7 @@ def test_one_executor_serves_in_the_order_of_the_score(
     world.assert_nothing_left()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scenario=scenarios, gap_ns=st.sampled_from([1, 1_000, 50_000]))
 def test_equal_requests_begin_first_come_first_served(
     simulation: ModuleType, scenario: dict[str, Any], gap_ns: int
