@@ -115,14 +115,15 @@ def _grow(chosen: list[Request], latency: LatencyModel, now_ns: int) -> Cut:
     count = rows = 0
     earliest: int | None = None
     for request in chosen:
-        wider = tasks.union(request.tasks)
+        wider = tasks if tasks.issuperset(request.tasks) else tasks.union(request.tasks)
         finish = now_ns + latency.expect(wider, rows + request.rows)
-        deadline = request.deadline_ns
-        alone = now_ns + latency.expect(request.tasks, request.rows)
-        is_hopeless = deadline is not None and alone > deadline
-        bounds = [bound for bound in (earliest, None if is_hopeless else deadline) if bound is not None]
-        if count and bounds and finish > min(bounds):
+        if earliest is not None and finish > earliest:
             break
+        deadline = request.deadline_ns
+        if deadline is not None:
+            if finish <= deadline:
+                earliest = deadline if earliest is None else min(earliest, deadline)
+            elif count and now_ns + latency.expect(request.tasks, request.rows) <= deadline:
+                break  # it would be in time alone, but not in this batch
         tasks, count, rows = wider, count + 1, rows + request.rows
-        earliest = min(bounds, default=None)
     return Cut(count, rows, frozenset(tasks))

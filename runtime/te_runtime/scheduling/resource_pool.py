@@ -87,7 +87,10 @@ class ResourcePool:
     @property
     def has_idle(self) -> bool:
         """Whether any can begin a batch of the queue now."""
-        return any(resource.batch is None for resource in self.live)
+        for resource in self.live:  # noqa: SIM110 - asked for each request, and any() takes twice as long
+            if resource.batch is None:
+                return True
+        return False
 
     def elsewhere(self, suspect: Resource) -> list[Resource]:
         """Where what failed on `suspect` can be tried again, now or later: others, or itself if there are none.
