@@ -25,7 +25,8 @@ class LatencyModel:
     """Expected latencies of one executor, in nanoseconds.
 
     Attributes:
-        deviation: how far observations are from expectations, as a part of these; a running mean.
+        deviation: how far observations are from expectations, as a part of these; a running mean, in which one
+            execution counts for 1 at most, so that a single pause does not have everything refused for a while.
     """
 
     __slots__ = ("_alpha", "_knots", "_mean_tail", "_seeds", "_tails", "_trunk", "deviation")
@@ -78,7 +79,7 @@ class LatencyModel:
         """
         expected = self.expect(tasks, rows)
         error = observed_ns - expected
-        self.deviation += self._alpha * (abs(error) / expected - self.deviation)
+        self.deviation += self._alpha * (min(1.0, abs(error) / expected) - self.deviation)
         scale = 1.0 + self._alpha * error / expected  # of every part, by its share of the expectation
         low, high, weight = self._place(rows)
         trunk = self._trunk

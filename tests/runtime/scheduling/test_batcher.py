@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -76,6 +77,17 @@ def test_a_further_task_counts_with_its_tail(make_request: MakeRequest) -> None:
     assert batcher().cut(waiting, model(), 0).count == 1
     waiting[1] = make_request(tasks=("a",))
     assert batcher().cut(waiting, model(), 0).count == 2
+
+
+def test_a_deadline_that_is_met_to_the_last_bit_is_met(make_request: MakeRequest) -> None:
+    """Tails added in another order may make a sum that differs in its last bit; the batch is never empty."""
+    tails = {"a": 1.1, "b": 1.2, "c": 1.3, "d": 1.7}
+    for trunk in (1.4, 1.7, 2.7, 4.7):
+        latency = LatencyModel({1: trunk}, tails)
+        for tasks in itertools.permutations(tails):
+            for deadline_ns in range(6, 12):
+                request = make_request(tasks=tasks, deadline_ns=deadline_ns)
+                assert batcher().cut([request], latency, 0).count == 1
 
 
 asked = st.lists(

@@ -238,6 +238,25 @@ def test_a_second_failure_names_the_first_as_its_cause(make_request: MakeRequest
     assert [resource.state for resource in one.pool.resources] == ["live", "live"]
 
 
+def test_that_a_suspect_succeeds_with_its_own_failure_does_not_speak_against_it(
+    make_request: MakeRequest,
+) -> None:
+    """The other one hangs meanwhile, so the second try is on the suspect itself; then the other comes back."""
+    one = dispatcher(1.0, 1.5)
+    suspect, other = one.pool.resources
+    [first] = begin(one, make_request())
+    [hanging] = begin(one, make_request())
+    assert (first.resource, hanging.resource) == (suspect, other)
+    one.failed(first, ValueError("no"), MS)
+    assert one.dispatch(MS) == []
+    tries = one.tick(STALL)
+    assert [assignment.resource for assignment in tries] == [suspect]
+    one.completed(hanging, STALL + MS // 2)
+    assert one.completed(tries[0], STALL + MS)
+    assert suspect.state == "live"
+    assert other.state == "live"
+
+
 def test_after_dropping_what_fails_is_not_tried_again(make_request: MakeRequest) -> None:
     """The executors' threads end, so nothing would ever run it."""
     one = dispatcher(1.0, 1.5)

@@ -119,6 +119,12 @@ def test_the_deviation_is_a_running_mean_of_the_relative_error() -> None:
     assert latency.deviation == pytest.approx(0.0, abs=1e-9)
 
 
+def test_one_pause_does_not_make_everything_uncertain() -> None:
+    latency = model(alpha=0.1)
+    latency.correct(("a",), 1, 1000 * latency.expect(("a",), 1))
+    assert latency.deviation == pytest.approx(0.1)
+
+
 def test_what_was_inflated_relaxes_to_its_seed_and_not_below() -> None:
     latency = model()
     for _ in range(20):
