@@ -6,7 +6,17 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["CudaDevice", "CudaDriver", "read_driver"]
+__all__ = [
+    "DRIVER_LIBRARIES",
+    "CudaDevice",
+    "CudaDriver",
+    "DeviceMemory",
+    "read_device_memory",
+    "read_driver",
+]
+
+DRIVER_LIBRARIES = {"Linux": "libcuda.so.1", "Windows": "nvcuda.dll"}
+"""System, as platform.system() names it → the file name of the driver's library; there is no CUDA elsewhere."""
 
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute, CUDA Driver API
 
@@ -33,6 +43,14 @@ class CudaDriver:
 
     cuda_version: tuple[int, int] | None
     devices: tuple[CudaDevice, ...]
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """How much of a GPU's memory is in use, by whatever runs there; None, and why, where the driver cannot be asked."""
+
+    used_bytes: int | None
     problem: str | None
 
 
@@ -64,6 +82,44 @@ def read_driver(name: str, load: Callable[[str], ctypes.CDLL]) -> CudaDriver:
     except (_CallFailedError, AttributeError) as error:
         return CudaDriver(version, (), f"{name} loads, but {error}")
     return CudaDriver(version, devices, None if devices else f"{name} loads, but sees no GPU")
+
+
+def read_device_memory(name: str, load: Callable[[str], ctypes.CDLL], number: int) -> DeviceMemory:
+    """Ask the driver how much of a GPU's memory is in use.
+
+    It is asked within the device's primary context, which all of a process shares, so a context is part of every
+    answer, and one that nothing else holds is gone again afterwards.
+
+    Args:
+        name: file name of the driver's library.
+        load: loads a library by name and raises OSError where there is none.
+        number: which GPU.
+    """
+    try:
+        library = load(name)
+        _call(library, "cuInit", 0)
+        device = ctypes.c_int(0)
+        _call(library, "cuDeviceGet", ctypes.byref(device), number)
+        context = ctypes.c_void_p()
+        _call(library, "cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+        try:
+            return DeviceMemory(_used_bytes(library, context), None)
+        finally:
+            _call(library, "cuDevicePrimaryCtxRelease_v2", device)
+    except OSError as error:
+        return DeviceMemory(None, f"{name} does not load: {str(error).removeprefix(f'{name}: ')}")
+    except (_CallFailedError, AttributeError) as error:
+        return DeviceMemory(None, f"{name} loads, but {error}")
+
+
+def _used_bytes(library: ctypes.CDLL, context: ctypes.c_void_p) -> int:
+    free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
+    _call(library, "cuCtxPushCurrent_v2", context)
+    try:
+        _call(library, "cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+    finally:
+        _call(library, "cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+    return total.value - free.value
 
 
 def _device(library: ctypes.CDLL, number: int) -> CudaDevice:

@@ -12,14 +12,13 @@ from types import ModuleType
 from typing import Protocol
 
 from te_runtime.cpu import Cpu, parse_cpuinfo
-from te_runtime.cuda_driver import CudaDriver, read_driver
+from te_runtime.cuda_driver import DRIVER_LIBRARIES, CudaDriver, read_driver
 from te_runtime.elf import needed_libraries
 from te_runtime.onnxruntime_install import import_onnxruntime, installed_onnxruntimes
 from te_runtime.threads import usable_cpus
 
 __all__ = ["LocalMachine", "Machine"]
 
-_DRIVER_LIBRARIES = {"Linux": "libcuda.so.1", "Windows": "nvcuda.dll"}
 _KERNEL_DRIVER = Path("/proc/driver/nvidia/version")
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -103,7 +102,7 @@ class LocalMachine:
         return " ".join(said.getvalue().split())
 
     def driver(self) -> CudaDriver:
-        name = _DRIVER_LIBRARIES.get(self.system)
+        name = DRIVER_LIBRARIES.get(self.system)
         if name is None:
             return CudaDriver(None, (), f"there is no CUDA on {self.system}")
         return read_driver(name, ctypes.CDLL)
