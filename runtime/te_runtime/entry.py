@@ -18,9 +18,10 @@ def main() -> None:
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), _interrupt)
         from te_runtime.cli import main as run
+
+        run(prog_name="te-runtime")  # tells an interrupt itself, unless one hits it while it prints
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
-    run(prog_name="te-runtime")
 
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:
