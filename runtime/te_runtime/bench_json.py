@@ -8,8 +8,11 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from te_runtime.bench_memory import GpuMemory
+from te_runtime.bench_options import Other
+from te_runtime.bench_ratio import RATIO_PARTS, PairRatio
 from te_runtime.bench_run import BenchReport, Measured, Result
-from te_runtime.bench_samples import NOISY_ABOVE, PARTS, PairRatio, Spread, spread_of_parts, summarize
+from te_runtime.bench_samples import NOISY_ABOVE, PARTS, Spread, spread_of_parts, summarize
 from te_runtime.bench_server import Found, Trial
 from te_runtime.bench_subject import Subject
 from te_runtime.provider_text import provider_json
@@ -17,7 +20,7 @@ from te_runtime.provider_text import provider_json
 if TYPE_CHECKING:
     from te_runtime.describe import Json
 
-__all__ = ["MAX_SAMPLES", "bench_json"]
+__all__ = ["MAX_SAMPLES", "bench_json", "subject_json"]
 
 MAX_SAMPLES = 10_000
 
@@ -35,23 +38,35 @@ def bench_json(report: BenchReport) -> dict[str, Json]:
             "tasks": list(report.rows.tasks),
             "p99_bound_ms": None if options.p99_ns is None else options.p99_ns / 1e6,
             "seed": options.seed,
+            "compare": None if options.compare is None else _other_json(options.compare),
             "rows": {"group": report.rows.group, "count": report.rows.count},
         },
         "rules": {
             "percentiles": "nearest rank; p99.9 from 1,000 samples on",
             "parts": PARTS,
+            "ratio_parts": RATIO_PARTS,
             "noisy_above": NOISY_ABOVE,
-            "noisy": "parts' medians, a ratio's halves, or its 95 % interval further apart than that",
+            "noisy": "parts' medians, or a ratio's 95 % interval, further apart than that",
             "samples_at_most": MAX_SAMPLES,
             "ratio": "latency of the first bundle over that of the second, pair by pair",
         },
-        "bundles": [_subject_json(subject) for subject in report.subjects],
+        "bundles": [subject_json(subject) for subject in report.subjects],
         "results": [_result_json(result, report.subjects) for result in report.results],
     }
     return {"status": "interrupted", **told} if report.is_interrupted else told
 
 
-def _subject_json(subject: Subject) -> Json:
+def _other_json(other: Other) -> Json:
+    """What was asked for; null is as for the first bundle. What ran is among `bundles`."""
+    return {
+        "bundle": None if other.path is None else str(other.path),
+        "precision": other.precision,
+        "mode": other.mode,
+    }
+
+
+def subject_json(subject: Subject) -> dict[str, Json]:
+    """A bundle that was loaded: what runs, its cold start and its memory."""
     before, ready = subject.pss_before_bytes, subject.pss_ready_bytes
     return {
         "bundle": str(subject.path),
@@ -69,6 +84,16 @@ def _subject_json(subject: Subject) -> Json:
         "pss_before_bytes": before,
         "pss_ready_bytes": ready,
         "model_pss_bytes": None if before is None or ready is None else ready - before,
+        "gpu_memory": None if subject.gpu_memory is None else _gpu_json(subject.gpu_memory),
+    }
+
+
+def _gpu_json(memory: GpuMemory) -> Json:
+    return {
+        "before_bytes": memory.before.used_bytes,
+        "ready_bytes": memory.ready.used_bytes,
+        "model_bytes": memory.model_bytes,
+        "not_measured": memory.problem,
     }
 
 
@@ -78,7 +103,12 @@ def _result_json(result: Result, subjects: tuple[Subject, ...]) -> Json:
         "rows_per_call": result.rows_per_call,
         "interrupted": result.is_interrupted,
         "bundles": [
-            {"bundle": str(subject.path), **_measured_json(measured)}
+            {
+                "bundle": str(subject.path),
+                "precision": subject.precision,
+                "mode": subject.plan.mode,
+                **_measured_json(measured),
+            }
             for subject, measured in zip(
                 subjects, result.of, strict=False
             )  # none where a search was interrupted
@@ -130,9 +160,9 @@ def _ratio_json(ratio: PairRatio) -> Json:
         "p10": ratio.low,
         "p90": ratio.high,
         "median_95_percent": [ratio.sure_low, ratio.sure_high],
-        "first_half": ratio.first_half,
-        "second_half": ratio.second_half,
-        "halves_apart": ratio.halves_apart,
+        "parts": list(ratio.parts),
+        "parts_apart": ratio.parts_apart,
+        "told_from_1": ratio.is_told_from_one,
         "state": ratio.state,
     }
 

@@ -13,7 +13,7 @@ from te_runtime.errors import InputError
 from te_runtime.plan import Mode
 from te_runtime.providers import CudaOptions, ProviderName
 
-__all__ = ["BenchOptions", "LoadOptions", "Scenario", "parse_bench_options"]
+__all__ = ["BenchOptions", "LoadOptions", "Other", "Scenario", "parse_bench_options"]
 
 Scenario = Literal["single-stream", "multi-stream", "offline", "server"]
 
@@ -35,6 +35,21 @@ class LoadOptions:
 
 
 @dataclass(frozen=True)
+class Other:
+    """What a bundle is compared with; what is None is as for the first one.
+
+    Attributes:
+        path: another bundle, or None for the same.
+        precision: which of its variants.
+        mode: which of its graphs.
+    """
+
+    path: Path | None = None
+    precision: str | None = None
+    mode: Mode | None = None
+
+
+@dataclass(frozen=True)
 class BenchOptions:
     """What to measure.
 
@@ -45,7 +60,7 @@ class BenchOptions:
         tasks: which to predict; None for all.
         p99_ns: the bound of scenario server; None without it.
         seed: of the arrivals in scenario server.
-        compare: another bundle to take turns with.
+        compare: what to take turns with; None for nothing.
     """
 
     scenarios: tuple[Scenario, ...]
@@ -54,7 +69,7 @@ class BenchOptions:
     tasks: tuple[str, ...] | None
     p99_ns: int | None
     seed: int
-    compare: Path | None
+    compare: Other | None
 
 
 def parse_bench_options(
@@ -65,7 +80,7 @@ def parse_bench_options(
     tasks: Sequence[str],
     p99_ms: float | None,
     seed: int,
-    compare: Path | None,
+    compare: Other,
 ) -> BenchOptions:
     """Check what a user asks for.
 
@@ -74,12 +89,14 @@ def parse_bench_options(
         batches: numbers with commas between.
         duration_s: seconds per measurement.
         p99_ms: bound of scenario server in milliseconds.
+        compare: what to compare with; nothing where all of it is None.
 
     Raises:
         InputError: a value is none that there is, or two do not go together.
     """
     chosen = _parse_scenarios(scenarios)
-    if compare is not None and "server" in chosen:
+    is_compared = compare != Other()
+    if is_compared and "server" in chosen:
         raise InputError(
             "--compare takes turns call by call, which arrivals of scenario server leave no room for: leave "
             "one of them out, and run server on each bundle by itself"
@@ -98,7 +115,7 @@ def parse_bench_options(
         tasks=tuple(tasks) or None,
         p99_ns=None if bound_ms is None else max(1, round(bound_ms * 1e6)),
         seed=seed,
-        compare=compare,
+        compare=compare if is_compared else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TextIO
 
@@ -9,8 +10,9 @@ from te_runtime.bench_run import Progress
 
 __all__ = ["NoProgress", "TerminalProgress", "choose_progress"]
 
-_WIDTH = 79
+_WIDEST = 79
 _BAR = 20
+_ROOM_FOR_BAR = 60  # columns
 
 
 class NoProgress:
@@ -24,27 +26,41 @@ class NoProgress:
 
 
 class TerminalProgress:
-    """One line of a terminal."""
+    """One line of a terminal, however narrow. A terminal that is gone is written to no more."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self._stream: TextIO | None = stream
 
     def show(self, what: str, part: float) -> None:
+        width = self._width()
         done = round(part * _BAR)
-        bar = "#" * done + "-" * (_BAR - done)
-        self._write(f"[{bar}] {part:4.0%} {what}"[:_WIDTH])
+        bar = f"[{'#' * done}{'-' * (_BAR - done)}] " if width >= _ROOM_FOR_BAR else ""
+        self._write(f"\r{f'{bar}{part:4.0%} {what}'[:width]:{width}}")
 
     def clear(self) -> None:
-        self._write("")
-        self._stream.write("\r")
-        self._stream.flush()
+        self._write(f"\r{'':{self._width()}}\r")
 
-    def _write(self, line: str) -> None:
-        self._stream.write(f"\r{line:{_WIDTH}}")
-        self._stream.flush()
+    def _width(self) -> int:
+        """Columns that can be written without beginning another line; the window may have changed since."""
+        try:
+            columns = 0 if self._stream is None else os.get_terminal_size(self._stream.fileno()).columns
+        except OSError:
+            columns = 0
+        return min(_WIDEST, columns - 1) if columns > 1 else _WIDEST
+
+    def _write(self, text: str) -> None:
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:  # the measurement is worth more than the line
+            self._stream = None
 
 
 def choose_progress(stream: TextIO | None = None) -> Progress:
-    """A line on `stream`, standard error by itself, if it is a terminal."""
+    """A line on `stream`, standard error by itself, if it is a terminal that can go back to a line's beginning."""
     chosen = sys.stderr if stream is None else stream
-    return TerminalProgress(chosen) if chosen is not None and chosen.isatty() else NoProgress()
+    if chosen is None or not chosen.isatty() or os.environ.get("TERM") == "dumb":
+        return NoProgress()
+    return TerminalProgress(chosen)

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from te_runtime.bundle import open_bundle
-from te_runtime.errors import InputError
 from te_runtime.golden_rows import read_golden_rows, take_rows
-from te_runtime.inputs import shown_shape
 from te_runtime.manifest import TensorSpec
 from te_runtime.task_choice import check_tasks
 
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
     from te_runtime.manifest import RowGroup
 
-__all__ = ["BenchRows", "check_comparable", "cut_queries", "read_bench_rows"]
+__all__ = ["BenchRows", "cut_queries", "read_bench_rows"]
 
 _ORDINARY = "ordinary"
 Feeds = Mapping[str, "NDArray[np.generic]"]
@@ -76,32 +74,5 @@ def cut_queries(rows: BenchRows, rows_per_query: int) -> list[dict[str, NDArray[
     ]
 
 
-def check_comparable(rows: BenchRows, other: BenchRows) -> None:
-    """Make sure that two bundles can be given the same rows for the same tasks.
-
-    Args:
-        rows: of the first bundle, with the tasks asked for.
-        other: of the second, with all of its tasks.
-
-    Raises:
-        InputError: their inputs differ, or the second has not all the tasks.
-    """
-    if rows.inputs != other.inputs:
-        raise InputError(
-            f"--compare: the other bundle reads {_shown(other)}, this one {_shown(rows)}, and pairs of calls need "
-            "the same rows: run each bundle by itself"
-        )
-    missing = [task for task in rows.tasks if task not in other.tasks]
-    if missing:
-        raise InputError(
-            f"--compare: the other bundle has no task {missing[0]!r}; its tasks are {', '.join(other.tasks):.400}. "
-            "Name tasks that both have with --task"
-        )
-
-
 def _ordinary(groups: tuple[RowGroup, ...]) -> int:
     return next((number for number, group in enumerate(groups) if group.name == _ORDINARY), 0)
-
-
-def _shown(rows: BenchRows) -> str:
-    return ", ".join(f"{spec.name} {spec.dtype} {shown_shape(spec.shape)}" for spec in rows.inputs)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Protocol
 
 from te_runtime.bench_clock import Clock
+from te_runtime.bench_compare import check_comparable, check_different, resolve_other
 from te_runtime.bench_environment import Environment, read_environment
 from te_runtime.bench_options import MULTI_STREAM_ROWS, BenchOptions, LoadOptions, Scenario
-from te_runtime.bench_rows import BenchRows, check_comparable, read_bench_rows
-from te_runtime.bench_samples import PairRatio, compare_pairs, summarize
+from te_runtime.bench_ratio import PairRatio, compare_pairs
+from te_runtime.bench_rows import BenchRows, read_bench_rows
+from te_runtime.bench_samples import summarize
 from te_runtime.bench_scenarios import Tick, Timed, WarmUp, measure_calls, measure_pairs, warm_up
 from te_runtime.bench_server import Found, Trial, find_rate, run_trial
 from te_runtime.bench_subject import Subject, open_subject
@@ -90,32 +92,46 @@ class BenchReport:
 def run_bench(
     path: Path, load: LoadOptions, options: BenchOptions, *, clock: Clock, progress: Progress
 ) -> BenchReport:
-    """Measure a bundle on this machine.
+    """Measure a bundle on this machine; an interrupt leaves what was measured until then.
 
     Raises:
         BundleError, InputError, ProviderError: as te_runtime.load.
-        InputError: a task is not known, two bundles' inputs differ, or no rate holds the bound of scenario server.
+        InputError: a task is not known, what is compared does not go together or is the same, or no rate holds the
+            bound of scenario server.
     """
     rows = read_bench_rows(path, options.tasks)
-    paths = [path]
-    if options.compare is not None:
-        check_comparable(rows, read_bench_rows(options.compare, None))
-        paths.append(options.compare)
+    other = None if options.compare is None else resolve_other(path, load, options.compare)
+    if other is not None:
+        check_comparable(rows, read_bench_rows(other[0], None))
     begun = clock.wall_ns()
     import_onnxruntime()
     import_ns = clock.wall_ns() - begun
     environment = read_environment()
     subjects: list[Subject] = []
+    results: tuple[Result, ...] = ()
+    is_interrupted = False
     try:
-        for each in paths:
-            progress.show(f"loading {each.name}", 0)
-            subjects.append(open_subject(each, rows, rows.tasks, load, clock))
+        progress.show(f"loading {path.name}", 0)
+        subjects.append(open_subject(path, rows, load, clock))
+        if other is not None:
+            progress.show(f"loading {other[0].name}", 0)
+            subjects.append(_open_other(*other, rows, clock))
+        check_different(subjects, options.compare)
         results, is_interrupted = measure(tuple(subjects), options, clock=clock, progress=progress)
+    except KeyboardInterrupt:
+        is_interrupted = True
     finally:
         progress.clear()
         for subject in subjects:
             subject.close()
     return BenchReport(options, environment, import_ns, rows, tuple(subjects), results, is_interrupted)
+
+
+def _open_other(path: Path, load: LoadOptions, rows: BenchRows, clock: Clock) -> Subject:
+    try:
+        return open_subject(path, rows, load, clock)
+    except InputError as error:
+        raise InputError(f"{path}, which is compared with: {error}") from error
 
 
 def measure(
@@ -188,9 +204,12 @@ def _measure_server(subject: Subject, options: BenchOptions, *, clock: Clock, ti
     bound_ns, duration_ns = options.p99_ns, options.duration_ns
     call = subject.queries(1)
     warm = warm_up(call, clock, limit_ns=duration_ns)
-    alone = measure_calls(call, clock, rows_per_call=1, duration_ns=duration_ns, tick=lambda _part: None)
-    if alone.is_interrupted:
-        return Result("server", 1, (), server=Found(None, (), True))
+    for _ in range(2):  # one hiccup of the machine must not refuse a bound
+        alone = measure_calls(call, clock, rows_per_call=1, duration_ns=duration_ns, tick=lambda _part: None)
+        if alone.is_interrupted:
+            return Result("server", 1, (), server=Found(None, (), True))
+        if summarize(alone.latencies_ns).p99_ns <= bound_ns:
+            break
     _check_bound(alone, bound_ns)
 
     def trial(rate_per_s: float, confirming: bool) -> Trial:

@@ -11,21 +11,24 @@ found is then confirmed with other random numbers, and lowered by 15 %, and agai
 
 from __future__ import annotations
 
+import math
 import random
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from te_runtime.bench_clock import Clock
 from te_runtime.bench_samples import percentile
 from te_runtime.bench_scenarios import Call, Tick, Timed
 
-__all__ = ["Found", "Trial", "find_rate", "poisson_arrivals_ns", "run_trial"]
+__all__ = ["QUERIES_FOR_P99", "Found", "Trial", "find_rate", "poisson_arrivals_ns", "run_trial"]
 
 HALVINGS = 6
 CONFIRMATIONS = 6
 BACK_OFF = 0.85
 TRIALS_AT_MOST = 2 * HALVINGS + CONFIRMATIONS
+QUERIES_FOR_P99 = math.ceil(math.log(0.01) / math.log(0.99))
+"""How many queries must all keep a bound to be 99 % sure that 99 of 100 do: 0.99^n is to be at most 0.01."""
 _GIVE_UP_AFTER = 2  # durations
 
 
@@ -68,10 +71,10 @@ class Found:
     is_interrupted: bool
 
 
-def poisson_arrivals_ns(rate_per_s: float, duration_ns: int, seed: int) -> list[int]:
+def poisson_arrivals_ns(rate_per_s: float, duration_ns: int, seed: int) -> Sequence[int]:
     """Moments of arrival in [0, duration), in nanoseconds; at least one, the first at 0."""
     rng = random.Random(seed)
-    arrivals, now = [0], rng.expovariate(1.0) * 1e9 / rate_per_s
+    arrivals, now = array("q", [0]), rng.expovariate(1.0) * 1e9 / rate_per_s
     while now < duration_ns:
         arrivals.append(round(now))
         now += rng.expovariate(1.0) * 1e9 / rate_per_s
@@ -111,26 +114,33 @@ def find_rate(trial: Callable[[float, bool], Trial], capacity_per_s: float, tick
         trial: tries a rate per second; with True, with other random numbers than the search uses.
         capacity_per_s: how many queries one after another make a second; no rate above it is tried.
         tick: hears how far the search is.
+
+    An interrupt ends it: the trials until then are returned, with the one that it hit, if any.
     """
     trials: list[Trial] = []
 
     def tried(rate_per_s: float, confirming: bool) -> Trial:
         trials.append(trial(rate_per_s, confirming))
         tick(min(1.0, len(trials) / TRIALS_AT_MOST))
+        if trials[-1].timed.is_interrupted:
+            raise KeyboardInterrupt
         return trials[-1]
 
+    try:
+        return Found(_search(tried, capacity_per_s), tuple(trials), False)
+    except KeyboardInterrupt:
+        return Found(None, tuple(trials), True)
+
+
+def _search(tried: Callable[[float, bool], Trial], capacity_per_s: float) -> Trial | None:
+    """The trial that confirmed the highest rate; None if none held."""
     low, high = 0.0, capacity_per_s
     for _ in range(HALVINGS):
         rate = (low + high) / 2
-        found = tried(rate, False)
-        if not found.holds and not found.timed.is_interrupted:
-            found = tried(rate, False)
-        if found.timed.is_interrupted:
-            return Found(None, tuple(trials), True)
-        low, high = (rate, high) if found.holds else (low, rate)
+        holds = tried(rate, False).holds or tried(rate, False).holds
+        low, high = (rate, high) if holds else (low, rate)
     for step in range(CONFIRMATIONS if low > 0 else 0):
         found = tried(low * BACK_OFF**step, True)
-        if found.timed.is_interrupted or found.holds:
-            interrupted = found.timed.is_interrupted
-            return Found(None if interrupted else found, tuple(trials), interrupted)
-    return Found(None, tuple(trials), False)
+        if found.holds:
+            return found
+    return None

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from te_runtime.bench_clock import Clock
-from te_runtime.bench_memory import read_pss_bytes
+from te_runtime.bench_memory import GpuMemory, read_gpu, read_pss_bytes
 from te_runtime.bench_options import LoadOptions
 from te_runtime.bench_rows import BenchRows, cut_queries
 from te_runtime.bench_scenarios import Call
+from te_runtime.cuda_driver import DeviceMemory
 from te_runtime.plan import Plan
 from te_runtime.predictor import load
-from te_runtime.providers import ProviderChoice
+from te_runtime.providers import CudaOptions, ProviderChoice
 from te_runtime.threads import parse_threads
 
 __all__ = ["Subject", "open_subject"]
@@ -34,6 +35,7 @@ class Subject:
         first_ns: the first prediction, of one row.
         pss_before_bytes: PSS of the process before loading; None where the system does not tell.
         pss_ready_bytes: the same after the first prediction.
+        gpu_memory: the same of the GPU; None on the CPU.
         queries: makes the callable that answers queries of some number of rows each.
         close: lets go of the model.
     """
@@ -48,6 +50,7 @@ class Subject:
     first_ns: int
     pss_before_bytes: int | None
     pss_ready_bytes: int | None
+    gpu_memory: GpuMemory | None
     queries: Callable[[int], Call]
     close: Callable[[], None]
 
@@ -55,21 +58,21 @@ class Subject:
 def open_subject(
     path: Path,
     rows: BenchRows,
-    tasks: tuple[str, ...],
     options: LoadOptions,
     clock: Clock,
     *,
     pss_bytes: Callable[[], int | None] = read_pss_bytes,
+    gpu: Callable[[int], DeviceMemory] = read_gpu,
 ) -> Subject:
     """Load a bundle and predict once.
 
     Args:
         path: the bundle.
-        rows: what to predict for; may be another bundle's.
-        tasks: what to predict.
+        rows: what to predict, and for what; may be another bundle's.
         options: how to load it.
         clock: tells the time.
         pss_bytes: tells this process's memory; a test passes its own.
+        gpu: tells how much of a GPU's memory is in use, by its number; a test passes its own.
 
     Raises:
         Whatever te_runtime.load and predict raise.
@@ -78,10 +81,12 @@ def open_subject(
     def queries(rows_per_query: int) -> Call:
         feeds = cut_queries(rows, rows_per_query)
         count, predict = len(feeds), model.predict
-        return lambda number: predict(feeds[number % count], tasks)
+        return lambda number: predict(feeds[number % count], rows.tasks)
 
-    threads = parse_threads(options.threads)
+    threads, device = parse_threads(options.threads), (options.cuda or CudaOptions()).device_id
+    one_row = cut_queries(rows, 1)[0]
     before = pss_bytes()
+    gpu_before = None if options.provider == "cpu" else gpu(device)
     begun = clock.wall_ns()
     model = load(
         path,
@@ -92,19 +97,21 @@ def open_subject(
         cuda=options.cuda,
     )
     loaded = clock.wall_ns()
-    first = model.predict(cut_queries(rows, 1)[0], tasks)
+    first = model.predict(one_row, rows.tasks)
     done = clock.wall_ns()
+    is_on_gpu = model.provider == "cuda"  # auto may have taken the CPU
     return Subject(
         path=path,
         precision=model.precision,
         choice=model.provider_choice,
-        ran_on=first[tasks[0]].provider,
+        ran_on=first[rows.tasks[0]].provider,
         threads=threads,
         plan=model.plan,
         load_ns=loaded - begun,
         first_ns=done - loaded,
         pss_before_bytes=before,
         pss_ready_bytes=pss_bytes(),
+        gpu_memory=GpuMemory(gpu_before, gpu(device)) if gpu_before is not None and is_on_gpu else None,
         queries=queries,
         close=model.close,
     )

@@ -41,7 +41,7 @@ INTERRUPTED_EXIT_CODE = 130
     metavar="SECONDS",
     default=2.0,
     show_default=True,
-    help="How long each measurement takes; server takes up to 19 of them.",
+    help="How long each measurement takes; server takes up to 20 of them.",
 )
 @click.option(
     "--p99-ms",
@@ -54,6 +54,16 @@ INTERRUPTED_EXIT_CODE = 130
     metavar="OTHER",
     type=click.Path(path_type=Path),
     help="A second bundle, loaded the same way: both take turns call by call, and the ratio is told.",
+)
+@click.option(
+    "--compare-precision",
+    metavar="NAME",
+    help="Compare with this variant, of OTHER or of BUNDLE itself.  [default: as the first]",
+)
+@click.option(
+    "--compare-mode",
+    type=click.Choice(get_args(Mode)),
+    help="Compare with these graphs, of OTHER or of BUNDLE itself.  [default: as the first]",
 )
 @click.option("--task", "tasks", multiple=True, metavar="NAME", help="Only this task; repeat for more.")
 @click.option(
@@ -78,6 +88,8 @@ def bench(
     duration_s: float,
     p99_ms: float | None,
     compare: Path | None,
+    compare_precision: str | None,
+    compare_mode: Mode | None,
     tasks: tuple[str, ...],
     seed: int,
     mode: Mode | None,
@@ -97,11 +109,13 @@ def bench(
     Examples:
       te-runtime bench model-onnx
       te-runtime bench model-onnx --scenario server --p99-ms 5 --duration 10
+      te-runtime bench model-onnx --precision int8 --compare-precision fp32
       te-runtime bench model-onnx --compare other-onnx --task click
     """
     from te_runtime.bench_clock import LocalClock
     from te_runtime.bench_json import bench_json
-    from te_runtime.bench_options import LoadOptions, parse_bench_options
+    from te_runtime.bench_options import LoadOptions, Other, parse_bench_options
+    from te_runtime.bench_page import page_width
     from te_runtime.bench_progress import choose_progress
     from te_runtime.bench_run import run_bench
     from te_runtime.bench_text import bench_text
@@ -114,7 +128,7 @@ def bench(
         tasks=tasks,
         p99_ms=p99_ms,
         seed=seed,
-        compare=compare,
+        compare=Other(compare, compare_precision, compare_mode),
     )
     asked = parse_provider(provider)
     load = LoadOptions(asked, choose_cuda(asked, device), precision, threads, mode)
@@ -122,4 +136,4 @@ def bench(
     exit_code = INTERRUPTED_EXIT_CODE if report.is_interrupted else 0
     if as_json:
         return json_outcome(bench_json(report), exit_code)
-    return text_outcome(bench_text(report), exit_code)
+    return text_outcome(bench_text(report, page_width()), exit_code)

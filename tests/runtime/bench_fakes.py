@@ -76,6 +76,7 @@ def subject(
         first_ns=3 * MS,
         pss_before_bytes=30_000_000,
         pss_ready_bytes=50_000_000,
+        gpu_memory=None,
         queries=lambda rows: clock.calls(times(rows)),
         close=lambda: None,
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from te_runtime.bench_clock import LocalClock
-from te_runtime.bench_memory import read_pss_bytes
 from te_runtime.bench_progress import NoProgress, TerminalProgress, choose_progress
 from te_runtime.bench_rows import cut_queries, read_bench_rows
 from te_runtime.cli import main
@@ -95,7 +96,7 @@ def test_only_some_tasks_are_predicted(pristine: Path, monkeypatch: pytest.Monke
 def test_two_bundles(pristine: Path, bundle: Path) -> None:
     result = call(pristine, *QUICK, "--compare", bundle, "--scenario", "single-stream")
     assert result.exit_code == 0
-    for part in (f"A: {pristine}", f"B: {bundle}", "  A over B ", "ratios of the two halves differ by "):
+    for part in (f"A: {pristine}", f"B: {bundle}", "  A over B ", " the ratios of 10 parts are "):
         assert part in result.stdout
 
 
@@ -138,57 +139,12 @@ def test_what_cannot_be_measured_is_refused(pristine: Path, arguments: tuple[str
     assert told(pristine, *QUICK, *arguments)["status"] == "error"
 
 
-INTERRUPTED = """
-import os, signal, sys
-from te_runtime import entry, predictor
-real, calls = predictor.Model.predict, 0
-def predict(self, x, tasks=None):
-    global calls
-    calls += 1
-    if calls == 1200:  # after the warm-up, which ends at 1,000
-        os.kill(os.getpid(), signal.SIGINT)
-    return real(self, x, tasks)
-predictor.Model.predict = predict
-entry.main()
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals, as on Linux and macOS")
-@pytest.mark.parametrize("form", ["text", "json"])
-def test_ctrl_c_prints_what_it_has(pristine: Path, form: str) -> None:
-    arguments = ["bench", str(pristine), "--duration", "30", *(["--json"] if form == "json" else [])]
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, *arguments], capture_output=True, text=True, timeout=60
-    )
-    assert (done.returncode, done.stderr) == (130, "")
-    if form == "json":
-        found = json.loads(done.stdout)
-        assert (found["status"], found["exit_code"], found["interrupted"]) == ("interrupted", 130, True)
-        (result,) = found["results"]
-        assert (result["scenario"], result["interrupted"]) == ("single-stream", True)
-        assert 100 < result["bundles"][0]["calls"] < 1200
-    else:
-        assert done.stdout.startswith("INTERRUPTED: this is what was measured until then.")
-        assert "single-stream: one row after another (interrupted)" in done.stdout
-
-
 def test_queries_go_through_the_rows_in_order(pristine: Path) -> None:
     rows = read_bench_rows(pristine, None)
     x = rows.feeds["x"]
     assert [len(cut_queries(rows, size)) for size in (1, 2, 5, 8)] == [5, 2, 1, 1]
     np.testing.assert_array_equal(cut_queries(rows, 2)[1]["x"], x[2:4])
     np.testing.assert_array_equal(cut_queries(rows, 8)[0]["x"], x[[0, 1, 2, 3, 4, 0, 1, 2]])
-
-
-def test_pss_where_linux_tells_it(tmp_path: Path) -> None:
-    rollup = tmp_path / "smaps_rollup"
-    assert read_pss_bytes(rollup) is None
-    rollup.write_text(
-        "5581-7ffc ---p 00000000 00:00 0  [rollup]\nRss:  2000 kB\nPss:  1500 kB\nPss_Anon: 9 kB\n"
-    )
-    assert read_pss_bytes(rollup) == 1_536_000
-    rollup.write_text("Rss:  2000 kB\n")
-    assert read_pss_bytes(rollup) is None
 
 
 class Terminal(io.StringIO):
@@ -217,3 +173,54 @@ def test_the_clock_waits_and_never_for_what_has_passed() -> None:
     clock.wait_until(moment)
     assert clock.wall_ns() >= moment
     assert clock.cpu_ns() > 0
+
+
+def on_terminal(
+    columns: int, *arguments: object, folder: Path | None = None, term: str = "xterm"
+) -> tuple[int, str]:
+    """Exit code, and everything that a terminal of so many columns was sent."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "TERM")}
+    with subprocess.Popen(
+        [sys.executable, "-m", "te_runtime", "bench", *map(str, arguments)],
+        stdout=theirs,
+        stderr=theirs,
+        stdin=subprocess.DEVNULL,
+        cwd=folder,
+        env={**kept, "TERM": term},
+    ) as process:
+        os.close(theirs)
+        sent = bytearray()
+        with contextlib.suppress(OSError):  # how Linux tells that the other end is closed
+            while block := os.read(ours, 65536):
+                sent += block
+    os.close(ours)
+    return process.returncode, sent.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX terminals, as on Linux and macOS")
+@pytest.mark.parametrize("columns", [0, 40, 60, 200])
+def test_a_terminal_of_any_width(pristine: Path, columns: int) -> None:
+    exit_code, sent = on_terminal(columns, pristine.name, *QUICK, "--batch", "8", folder=pristine.parent)
+    assert exit_code == 0
+    assert "\x1b" not in sent
+    progress, *report = [line.split("\r")[-1] for line in sent.split("\n")]
+    assert max(len(part) for part in sent.split("\n")[0].split("\r")) <= (
+        columns - 1 if 1 < columns < 80 else 79
+    )
+    assert max(map(len, report)) <= (columns if 1 < columns < 80 else 80)
+    assert progress.startswith(pristine.name)
+    assert ("   rows     rows/s" in sent) == (columns not in (40, 60))
+    assert ("offline: calls of 8 rows, one after" in sent) == (columns in (40, 60))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX terminals, as on Linux and macOS")
+def test_a_dumb_terminal_is_shown_no_progress(pristine: Path) -> None:
+    exit_code, sent = on_terminal(80, pristine, *QUICK, "--scenario", "single-stream", term="dumb")
+    assert (exit_code, "\r" in sent) == (0, False)

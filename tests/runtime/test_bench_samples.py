@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from te_runtime.bench_samples import compare_pairs, percentile, spread_of_parts, summarize
+from te_runtime.bench_samples import percentile, spread_of_parts, summarize
 
 
 def test_a_percentile_is_a_sample_by_nearest_rank() -> None:
@@ -41,42 +40,3 @@ def test_a_short_run_is_neither_steady_nor_noisy(count: int) -> None:
 
 def test_a_clock_that_did_not_move_divides_by_nothing() -> None:
     assert spread_of_parts([0] * 50).apart == 0
-    assert compare_pairs([0] * 50, [0] * 50).median == 1
-
-
-def test_ratios_are_taken_pair_by_pair() -> None:
-    """A machine that slows down fourfold half way moves both latencies, and no ratio."""
-    under = np.repeat([100, 400], 50)
-    found = compare_pairs((under * 2).tolist(), under.tolist())
-    assert (found.median, found.low, found.high, found.pairs) == (2, 2, 2, 100)
-    assert (found.sure_low, found.sure_high, found.halves_apart, found.state) == (2, 2, 0, "steady")
-
-
-def test_halves_that_differ_are_noisy() -> None:
-    found = compare_pairs([100] * 50 + [106] * 50, [100] * 100)
-    assert found.halves_apart == pytest.approx(0.06)
-    assert found.state == "noisy"
-    assert compare_pairs([100] * 50 + [104] * 50, [100] * 100).state == "steady"
-
-
-def test_halves_that_agree_by_chance_are_noisy_too() -> None:
-    over = np.random.default_rng(0).lognormal(sigma=1, size=100)
-    over = np.concatenate([over, over]) * 1000
-    found = compare_pairs(over.astype(int).tolist(), [1000] * 200)
-    assert found.halves_apart == 0
-    assert found.sure_within > 0.05
-    assert found.state == "noisy"
-
-
-def test_the_interval_holds_the_true_median_19_times_of_20() -> None:
-    rng = np.random.default_rng(1)
-    held = 0
-    for _ in range(400):
-        found = compare_pairs((rng.lognormal(sigma=0.3, size=101) * 1e6).astype(int).tolist(), [10**6] * 101)
-        held += found.sure_low <= 1 <= found.sure_high
-    assert 0.93 <= held / 400 <= 0.99
-
-
-def test_few_pairs_say_little() -> None:
-    assert compare_pairs([100] * 19, [100] * 19).state == "too few"
-    assert compare_pairs([100], [50]).median == 2

@@ -56,7 +56,7 @@ def test_latency_counts_from_arrival(bench_fakes: ModuleType) -> None:
 def test_queries_are_not_asked_before_they_arrive(bench_fakes: ModuleType) -> None:
     clock = bench_fakes.FakeClock()
     run_trial(clock.calls(repeat(MS)), clock, rate_per_s=10, bound_ns=S, duration_ns=S, seed=0)
-    assert [wait - 7 * MS for wait in clock.waits] == poisson_arrivals_ns(10, S, seed=0)
+    assert [wait - 7 * MS for wait in clock.waits] == list(poisson_arrivals_ns(10, S, seed=0))
 
 
 def test_a_hopeless_rate_is_given_up(bench_fakes: ModuleType) -> None:
