@@ -18,14 +18,15 @@ OUTPUTS = (10, 5, 3, 7, 4)
 
 
 class OneTask(torch.nn.Module):
-    """What a person without te-export exports: the first task."""
+    """What a person without te-export exports: one task, the first unless told otherwise."""
 
-    def __init__(self, model: TaskExpertModel) -> None:
+    def __init__(self, model: TaskExpertModel, task: int = 0) -> None:
         super().__init__()
         self.model = model
+        self.task = task
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        prediction: torch.Tensor = self.model(x, 0)[0]
+        prediction: torch.Tensor = self.model(x, self.task)[0]
         return prediction
 
 
@@ -36,13 +37,13 @@ def make_model(tasks: int) -> TaskExpertModel:
     return TaskExpertModel(TaskExpertConfig(num_tasks=tasks, task_output_dims=outputs)).eval()
 
 
-def export_naive(model: TaskExpertModel, path: Path) -> None:
+def export_naive(model: TaskExpertModel, path: Path, *, task: int = 0) -> None:
     """torch.onnx.export of one task, with a dynamic batch axis."""
     batch = torch.export.Dim("batch")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            OneTask(model).eval(),
+            OneTask(model, task).eval(),
             (torch.zeros(2, INPUT_DIM),),
             path,
             dynamo=True,
