@@ -150,7 +150,7 @@ def test_text_of_an_error_is_not_a_label() -> None:
 
 
 def test_a_registry_asks_when_it_is_read_and_not_when_it_is_told_of_a_scheduler() -> None:
-    asked = []
+    asked: list[None] = []
 
     def read() -> SchedulerMetrics:
         asked.append(None)

@@ -8,7 +8,7 @@ Names and units follow Prometheus' conventions: base units, so seconds; `_total`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import get_args
 
@@ -19,7 +19,6 @@ try:
     from prometheus_client import CollectorRegistry, Metric, generate_latest
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
     from prometheus_client.registry import Collector
-    from prometheus_client.utils import floatToGoString
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "prometheus_client":
         raise
@@ -60,7 +59,9 @@ class SchedulerCollector(Collector):
         Raises:
             ClosedError: a scheduler was made before this process was forked.
         """
-        found = [((name,) if self._named else (), read()) for name, read in self._reads.items()]
+        found: list[tuple[tuple[str, ...], SchedulerMetrics]] = [
+            ((name,) if self._named else (), read()) for name, read in self._reads.items()
+        ]
         return _families(found, self._labels)
 
     @property
@@ -76,7 +77,7 @@ def prometheus_text(metrics: SchedulerMetrics) -> str:
     return text.decode("utf-8")
 
 
-_Found = list[tuple[tuple[str, ...], SchedulerMetrics]]
+_Found = Sequence[tuple[tuple[str, ...], SchedulerMetrics]]
 
 
 def _families(found: _Found, labels: tuple[str, ...]) -> Iterator[Metric]:
@@ -158,12 +159,12 @@ def _executor_families(found: _Found, labels: tuple[str, ...]) -> Iterator[Metri
 
 
 def _seconds(histogram: Histogram) -> list[tuple[str, float]]:
-    bounds = [floatToGoString(bound / _MS_PER_S) for bound in histogram.bounds]
+    bounds = [str(bound / _MS_PER_S) for bound in histogram.bounds]
     return list(zip([*bounds, "+Inf"], accumulate(histogram.counts), strict=True))
 
 
 def _row_buckets(rows: Mapping[int, int]) -> list[tuple[str, float]]:
     """The same buckets always, so that those of several processes can be added."""
     below = [sum(count for size, count in rows.items() if size <= bound) for bound in _BATCH_ROWS]
-    bounds = [floatToGoString(bound) for bound in _BATCH_ROWS]
+    bounds = [str(float(bound)) for bound in _BATCH_ROWS]
     return list(zip([*bounds, "+Inf"], [*below, sum(rows.values())], strict=True))
