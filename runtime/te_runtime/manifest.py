@@ -10,11 +10,12 @@ Named tuples, because sixteen frozen dataclasses would take 10 ms of every start
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from hashlib import sha256
 from typing import Literal, NamedTuple
 
 from te_runtime.errors import BundleError
+from te_runtime.manifest_latency import GraphLatency, Latency
+from te_runtime.manifest_values import check_path, check_unique, is_task_name, require
 from te_runtime.strict_json import StrictJsonError, decode, encode
 
 __all__ = [
@@ -26,8 +27,10 @@ __all__ = [
     "FileEntry",
     "FormName",
     "Golden",
+    "GraphLatency",
     "GraphSpec",
     "GroupParity",
+    "Latency",
     "Manifest",
     "ModelInfo",
     "OptimizeLevel",
@@ -58,7 +61,6 @@ _NO_CHECKSUM = "0" * 64
 _CHECKSUM_AT = re.compile(
     rb'\s*\{\s*"format"\s*:\s*"[^"]*"\s*,\s*"version"\s*:\s*\d+\s*,\s*"checksum"\s*:\s*"([^"]*)"'
 )
-MAX_PATH_LENGTH = 240
 
 DType = Literal["float32", "float16", "float64", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
@@ -69,35 +71,7 @@ AccuracyMetric = Literal["accuracy", "area under the ROC curve", "R2", "agreemen
 OptimizeLevel = Literal["none", "exact"]
 TargetProvider = Literal["cpu", "cuda"]
 
-_TASK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_PATH_PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
-
-
-def is_task_name(name: str) -> bool:
-    """Whether `name` may name a task: 1 to 64 ASCII letters, digits, `_` or `-`."""
-    return _TASK_NAME.fullmatch(name) is not None
-
-
-def _check(holds: bool, message: str) -> None:
-    if not holds:
-        raise StrictJsonError(message)
-
-
-def _check_unique(what: str, names: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        _check(name.lower() not in seen, f"{what} {name!r} stands twice (upper and lower case count as one)")
-        seen.add(name.lower())
-
-
-def _check_path(path: str) -> None:
-    parts = path.split("/")
-    _check(
-        len(path) <= MAX_PATH_LENGTH and all(_PATH_PART.fullmatch(part) for part in parts),
-        f"path {path!r:.120} is not allowed: expected a relative path of letters, digits, '_', '-' and '.' "
-        "inside the bundle",
-    )
 
 
 class TensorSpec(NamedTuple):
@@ -108,10 +82,10 @@ class TensorSpec(NamedTuple):
     shape: tuple[int | str, ...]
 
     def check(self) -> None:
-        _check(0 < len(self.name) <= 200, f"tensor name {self.name!r:.80} must have 1 to 200 characters")
+        require(0 < len(self.name) <= 200, f"tensor name {self.name!r:.80} must have 1 to 200 characters")
         for axis in self.shape:
             fits = bool(axis) if isinstance(axis, str) else 0 < axis < 2**31
-            _check(fits, f"axis {axis!r:.80} of {self.name!r} is out of bounds")
+            require(fits, f"axis {axis!r:.80} of {self.name!r} is out of bounds")
 
 
 class GraphSpec(NamedTuple):
@@ -122,8 +96,8 @@ class GraphSpec(NamedTuple):
     outputs: tuple[TensorSpec, ...]
 
     def check(self) -> None:
-        _check_path(self.path)
-        _check(bool(self.inputs) and bool(self.outputs), f"graph {self.path!r} has no inputs or no outputs")
+        check_path(self.path)
+        require(bool(self.inputs) and bool(self.outputs), f"graph {self.path!r} has no inputs or no outputs")
 
 
 class TaskSpec(NamedTuple):
@@ -134,7 +108,7 @@ class TaskSpec(NamedTuple):
     routing_weights: TensorSpec | None
 
     def check(self) -> None:
-        _check(
+        require(
             is_task_name(self.name),
             f"task name {self.name!r:.80} is not allowed: 1 to 64 letters, digits, '_' or '-'",
         )
@@ -252,8 +226,8 @@ class PrunedGraph(NamedTuple):
     def check(self) -> None:
         path, experts = self.graph.path, self.experts
         ascending = bool(experts) and experts[0] >= 0 and list(experts) == sorted(set(experts))
-        _check(ascending, f"experts of {path!r} are {experts!s:.80}, expected ascending numbers from 0")
-        _check(
+        require(ascending, f"experts of {path!r} are {experts!s:.80}, expected ascending numbers from 0")
+        require(
             len(self.largest_weights) == len(experts)
             and all(0 <= most <= 1 for most in self.largest_weights),
             f"largest_weights of {path!r} are {self.largest_weights!s:.80}, expected one from 0 to 1 per expert",
@@ -286,7 +260,7 @@ class Variant(NamedTuple):
     parity: tuple[TaskParity, ...]
 
     def check(self) -> None:
-        _check_path(self.weights)
+        check_path(self.weights)
 
 
 class RowGroup(NamedTuple):
@@ -296,7 +270,7 @@ class RowGroup(NamedTuple):
     rows: int
 
     def check(self) -> None:
-        _check(0 < self.rows <= 1_000_000, f"row group {self.name!r:.80} has {self.rows!r:.80} rows")
+        require(0 < self.rows <= 1_000_000, f"row group {self.name!r:.80} has {self.rows!r:.80} rows")
 
 
 class Golden(NamedTuple):
@@ -306,7 +280,7 @@ class Golden(NamedTuple):
     groups: tuple[RowGroup, ...]
 
     def check(self) -> None:
-        _check_path(self.path)
+        check_path(self.path)
 
 
 class TaskUtilization(NamedTuple):
@@ -329,10 +303,10 @@ class FileEntry(NamedTuple):
     sha256: str
 
     def check(self) -> None:
-        _check_path(self.path)
+        check_path(self.path)
         in_bounds = 0 <= self.size_bytes <= MAX_FILE_BYTES
-        _check(in_bounds, f"size of {self.path!r} is out of bounds: {self.size_bytes!r:.80}")
-        _check(_SHA256.fullmatch(self.sha256) is not None, f"sha256 of {self.path!r} is not 64 hex digits")
+        require(in_bounds, f"size of {self.path!r} is out of bounds: {self.size_bytes!r:.80}")
+        require(_SHA256.fullmatch(self.sha256) is not None, f"sha256 of {self.path!r} is not 64 hex digits")
 
 
 class ModelInfo(NamedTuple):
@@ -362,6 +336,7 @@ class Manifest(NamedTuple):
     Attributes:
         checksum: sha256 of the file itself with these 64 digits read as zeros, so that no byte of it can
             change unnoticed. serialize_manifest fills it in.
+        latency: None where it was not measured.
     """
 
     format: str
@@ -375,18 +350,19 @@ class Manifest(NamedTuple):
     golden: Golden
     utilization: tuple[TaskUtilization, ...]
     files: tuple[FileEntry, ...]
+    latency: Latency | None = None
 
     def check(self) -> None:
-        _check(bool(self.inputs), "inputs is empty")
-        _check(bool(self.tasks), "tasks is empty")
-        _check(bool(self.variants), "variants is empty")
-        _check_unique("task", (task.name for task in self.tasks))
-        _check_unique("variant", (variant.precision for variant in self.variants))
-        _check_unique("file", (entry.path for entry in self.files))
+        require(bool(self.inputs), "inputs is empty")
+        require(bool(self.tasks), "tasks is empty")
+        require(bool(self.variants), "variants is empty")
+        check_unique("task", (task.name for task in self.tasks))
+        check_unique("variant", (variant.precision for variant in self.variants))
+        check_unique("file", (entry.path for entry in self.files))
         names = [task.name for task in self.tasks]
-        _check_unique("utilization of task", (entry.task for entry in self.utilization))
+        check_unique("utilization of task", (entry.task for entry in self.utilization))
         for entry in self.utilization:
-            _check(entry.task in names, f"utilization of {entry.task!r:.80}, which is no task")
+            require(entry.task in names, f"utilization of {entry.task!r:.80}, which is no task")
         for variant in self.variants:
             with_graphs = [entry.task for entry in variant.tasks]
             with_parity = [entry.task for entry in variant.parity]
@@ -395,13 +371,19 @@ class Manifest(NamedTuple):
                 checked.append(("accuracy", [entry.task for entry in variant.accuracy]))
             for what, found in checked:
                 where = f"{what} of variant {variant.precision}"
-                _check(found == names, f"{where} are {found!s:.200}, expected {names!s:.200}")
+                require(found == names, f"{where} are {found!s:.200}, expected {names!s:.200}")
             for task, graphs in zip(self.tasks, variant.tasks, strict=True):
                 if graphs.pruned is not None:
                     _check_pruned(task, graphs.pruned)
         listed = {entry.path for entry in self.files}
         for path in self.referenced_paths():
-            _check(path in listed, f"{path!r} is used but not listed in files")
+            require(path in listed, f"{path!r} is used but not listed in files")
+        if self.latency is not None:
+            fp32, others = set[str](), set[str]()
+            for variant in self.variants:
+                timed = fp32 if variant.precision == "fp32" else others
+                timed |= {variant.joint.path, *(graphs.graph.path for graphs in variant.tasks)}
+            self.latency.check_graphs(fp32, others)
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -430,10 +412,10 @@ class Manifest(NamedTuple):
 def _check_pruned(task: TaskSpec, pruned: PrunedGraph) -> None:
     path = pruned.graph.path
     for what, name in (("accuracy", pruned.accuracy.task), ("parity", pruned.parity.task)):
-        _check(name == task.name, f"{what} of {path!r} is of task {name!r:.80}, expected {task.name!r}")
+        require(name == task.name, f"{what} of {path!r} is of task {name!r:.80}, expected {task.name!r}")
     count = task.routing_weights.shape[-1] if task.routing_weights is not None else 0
     fits = isinstance(count, int) and pruned.experts[-1] < count and len(pruned.experts) < count
-    _check(fits, f"{path!r} is without experts {pruned.experts!s:.80} of {count}: one at least must be left")
+    require(fits, f"{path!r} is without experts {pruned.experts!s:.80} of {count}: one at least must be left")
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:

@@ -2,9 +2,9 @@
 
 The decoder is driven by the type annotations: str, int, float, bool, Literal, None, X | None, tuple[X, ...],
 dict[str, X] and nested named tuples. A class that has a method `check` may refuse values by raising
-StrictJsonError. Unknown keys, missing keys, repeated keys, NaN, infinities, integers
-beyond 64 bits, characters that cannot be printed, and values of another type are refused with the path of the
-offending value, for example `variants[0].joint.path`.
+StrictJsonError. A key may be missing only where its field has a default, which it then has. Unknown keys, other
+missing keys, repeated keys, NaN, infinities, integers beyond 64 bits, characters that cannot be printed, and values
+of another type are refused with the path of the offending value, for example `variants[0].joint.path`.
 """
 
 from __future__ import annotations
@@ -181,10 +181,15 @@ def _record(cls: Any, data: object, where: str) -> object:
     if not isinstance(data, dict):
         raise _fail(where, "object", data)
     annotations = _annotations(cls)
-    if data.keys() != annotations.keys():
-        raise _other_keys(data, annotations, where)
+    _check_keys(data, annotations, cls._field_defaults, where)
     prefix = f"{where}." if where else ""
-    record = cls(*[_value(data[name], hint, prefix + name) for name, hint in annotations.items()])
+    record = cls(
+        **{
+            name: _value(data[name], hint, prefix + name)
+            for name, hint in annotations.items()
+            if name in data
+        }
+    )
     if hasattr(record, "check"):
         try:
             record.check()
@@ -193,10 +198,15 @@ def _record(cls: Any, data: object, where: str) -> object:
     return record
 
 
-def _other_keys(data: Mapping[str, object], known: Mapping[str, object], where: str) -> StrictJsonError:
+def _check_keys(
+    data: Mapping[str, object], known: Mapping[str, object], defaults: Mapping[str, object], where: str
+) -> None:
+    if data.keys() == known.keys():
+        return
     place = where or "top level"
     unknown = sorted(data.keys() - known.keys())
     if unknown:
-        return StrictJsonError(f"{place}: unknown key {unknown[0]!r:.80}; known keys: {', '.join(known)}")
-    missing = next(name for name in known if name not in data)
-    return StrictJsonError(f"{place}: key {missing!r} is missing")
+        raise StrictJsonError(f"{place}: unknown key {unknown[0]!r:.80}; known keys: {', '.join(known)}")
+    for name in known:
+        if name not in data and name not in defaults:
+            raise StrictJsonError(f"{place}: key {name!r} is missing")

@@ -100,6 +100,24 @@ def test_what_does_not_fit_is_refused_with_its_place(text: str, message: str) ->
     assert len(str(caught.value)) < 400
 
 
+class Grown(NamedTuple):
+    name: str
+    later: Inner | None = None
+
+
+def test_a_field_with_a_default_may_be_missing_and_is_checked_where_it_is_there() -> None:
+    assert decode('{"name": "n"}', Grown) == Grown("n")
+    assert decode('{"name": "n", "later": null}', Grown) == Grown("n")
+    assert decode(encode(Grown("n", Inner("m", 1))), Grown) == Grown("n", Inner("m", 1))
+    for text, message in (
+        ('{"later": null}', "key 'name' is missing"),
+        ('{"name": "n", "later": {"name": "m"}}', "later: key 'size' is missing"),
+        ('{"name": "n", "more": 1}', "unknown key 'more'"),
+    ):
+        with pytest.raises(StrictJsonError, match=message):
+            decode(text, Grown)
+
+
 def test_only_named_tuples_are_written() -> None:
     with pytest.raises(TypeError):
         encode(Outer)
