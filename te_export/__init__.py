@@ -1,6 +1,7 @@
 """te-export: from a multi-task mixture-of-experts checkpoint to verified ONNX graphs.
 
-Importing the package loads neither torch nor onnx; the first use of `export` does.
+Importing the package loads neither torch nor onnx; the first use of `export` does. `diff` compares two bundles, and
+needs no torch.
 """
 
 from __future__ import annotations
@@ -13,11 +14,21 @@ from te_export.options import ExportOptions, ExportResult
 from te_export.version import VERSION
 
 if TYPE_CHECKING:
+    from te_export.compare_bundles import BundleDiff, diff
     from te_export.pipeline import export
 
 __version__ = VERSION
 
-__all__ = ["ExportOptions", "ExportResult", "TeExportError", "__version__", "errors", "export"]
+__all__ = [
+    "BundleDiff",
+    "ExportOptions",
+    "ExportResult",
+    "TeExportError",
+    "__version__",
+    "diff",
+    "errors",
+    "export",
+]
 
 
 def __getattr__(name: str) -> object:
@@ -25,4 +36,8 @@ def __getattr__(name: str) -> object:
         from te_export.pipeline import export
 
         return export
+    if name in ("BundleDiff", "diff"):
+        from te_export import compare_bundles
+
+        return getattr(compare_bundles, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

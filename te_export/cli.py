@@ -1,38 +1,31 @@
-"""The te-export command: parses, calls te_export.export once, prints, and maps errors to exit codes.
+"""The te-export command: parses, calls te_export.export once, and says what to print; cli_frame.py does the rest.
+
+`te-export diff` is a command of its own (cli_diff.py), told by the first argument: every other first argument is an
+option or a checkpoint, as it always was.
 
 Imports nothing heavy, so that --help answers at once; torch comes with the first export.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import os
-import re
-import signal
 import sys
-import traceback
 from pathlib import Path
-from types import FrameType
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import click
 
-from te_export.errors import DependencyError, TeExportError
+from te_export.cli_frame import Outcome, importing, run_program
 from te_export.options import ExportOptions, ExportResult, OptimizeLevel, Precision, TargetProvider
 from te_export.progress import Progress, SilentProgress
 from te_export.version import VERSION
-from te_runtime.errors import TeRuntimeError
-from te_runtime.interrupts import was_interrupted
 
 __all__ = ["command", "main"]
 
-_INTERRUPTED = 130
-_BROKEN_PIPE = 141
 _INTERRUPTED_MESSAGE = "interrupted; the output folder is as it was, or already holds the whole new bundle"
-_CANNOT_PRINT = 74
-_INTERNAL_ERROR = 70
+_DIFF = "diff"
 _GATE_FAILED = 1
 _PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _OPTIMIZE_LEVELS: tuple[OptimizeLevel, ...] = get_args(OptimizeLevel)
@@ -202,7 +195,7 @@ def command(
     as_json: bool,
     verbose: bool,
     quiet: bool,
-) -> _Outcome:
+) -> Outcome:
     """Turn a trained multi-task mixture-of-experts CHECKPOINT (.pt, .pth, .safetensors) into a verified
     ONNX bundle; with --model, or from a .pt2 file, any multi-task module.
 
@@ -216,6 +209,10 @@ def command(
       te-export model.pt -o out --task-names click,buy --force
       te-export model.pt --precision fp32,int8 --calibration-data rows.npz
       te-export weights.pt --model mypkg.models:build --example-input sample.npz --task-names click,buy
+
+    \b
+    Also:
+      te-export diff A B    what changed between two bundles; te-export diff --help tells more
     """
     options = ExportOptions(
         tasks=tasks or None,
@@ -239,22 +236,16 @@ def command(
     progress: Progress = SilentProgress() if quiet else _StepLines()
     result = _run(checkpoint, output, options, progress)
     left_out = tuple(failed.reason for failed in result.failed_variants)
+    exit_code = _GATE_FAILED if left_out else 0
     if as_json:
         from te_export.report.machine import result_object
 
-        return _Outcome(json.dumps(result_object(result), allow_nan=False), left_out)
+        return Outcome(json.dumps(result_object(result), allow_nan=False), exit_code, left_out)
     if quiet:
-        return _Outcome("", left_out)
+        return Outcome("", exit_code, left_out)
     from te_export.report.terminal import result_lines
 
-    return _Outcome("\n".join(result_lines(result, verbose=verbose)), left_out)
-
-
-class _Outcome(NamedTuple):
-    """What to print of an export that is done, and why variants of it were left out."""
-
-    text: str
-    left_out: tuple[str, ...]
+    return Outcome("\n".join(result_lines(result, verbose=verbose)), exit_code, left_out)
 
 
 class _StepLines:
@@ -287,88 +278,20 @@ class _StepLines:
 
 
 def _run(checkpoint: Path, output: Path | None, options: ExportOptions, progress: Progress) -> ExportResult:
-    try:
+    with importing():
         from te_export.pipeline import export
-    except ModuleNotFoundError as error:
-        raise DependencyError(
-            f"the package {error.name!r} is missing. Install everything that te-export needs: pip install "
-            "'.' "
-            "in its source folder"
-        ) from error
-    except (ImportError, OSError) as error:
-        raise DependencyError(
-            f"a package that te-export needs is broken: {error}. Install it again: pip install "
-            "--force-reinstall"
-        ) from error
     gc.freeze()  # what was imported stays; looking through it again and again costs 5% of an export
     return export(checkpoint, output, options, progress)
 
 
 def main() -> None:
-    """Entry point: every outcome becomes an exit code, and no error shows a traceback without -v."""
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _interrupt)
+    """Entry point: `te-export diff …` compares bundles, anything else exports a checkpoint."""
     arguments = sys.argv[1:]
-    try:
-        outcome = command.main(args=arguments, prog_name="te-export", standalone_mode=False)
-    except (TeExportError, TeRuntimeError) as error:
-        _fail(str(error), error, error.exit_code, arguments)
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        usage = f"{context.get_usage()}\nTry 'te-export --help' for help.\n" if context is not None else ""
-        _fail(error.format_message(), error, error.exit_code, arguments, before=usage)
-    except (click.Abort, KeyboardInterrupt) as error:
-        _fail(_INTERRUPTED_MESSAGE, error, _INTERRUPTED, arguments)
-    except Exception as error:  # noqa: BLE001 - the outermost frame: whatever is left is a defect of ours
-        if was_interrupted(error):
-            _fail(_INTERRUPTED_MESSAGE, error, _INTERRUPTED, arguments)
-        message = f"internal error, {type(error).__name__}: {error}. Please report it with what -v prints."
-        _fail(message, error, _INTERNAL_ERROR, arguments)
-    else:
-        if not isinstance(outcome, _Outcome):  # --help and --version
-            sys.exit(_print(""))
-        printed = _print(outcome.text)
-        for reason in outcome.left_out:
-            click.echo(f"error: {reason}", err=True)
-        sys.exit(printed or (_GATE_FAILED if outcome.left_out else 0))
+    if arguments[:1] == [_DIFF]:
+        from te_export.cli_diff import command as diff_command
 
-
-def _print(text: str) -> int:
-    """Print the result of an export that is done, and give the exit code.
-
-    click itself would end with 1 where a pipe is closed early, which says that a check failed.
-    """
-    try:
-        if text:
-            click.echo(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        click.echo(f"error: the export is done, but its result could not be printed: {error}", err=True)
-        return _CANNOT_PRINT
-    return 0
-
-
-def _interrupt(_signum: int, _frame: FrameType | None) -> None:
-    """SIGTERM and SIGHUP unwind like Ctrl-C, so that staged files are removed."""
-    raise KeyboardInterrupt
-
-
-def _fail(message: str, error: BaseException, code: int, arguments: list[str], *, before: str = "") -> None:
-    if any(re.fullmatch(r"--verbose|-[qh]*v[qvh]*", argument) for argument in arguments):
-        traceback.print_exception(error)
-    if sys.stderr.isatty():
-        click.echo("\r\x1b[2K", nl=False, err=True)
-    click.echo(f"{before}error: {message}", err=True)
-    if "--json" in arguments:
-        told = {"status": "error", "error": type(error).__name__, "message": message, "exit_code": code}
-        with contextlib.suppress(OSError):  # standard output is full or closed; the exit code still tells
-            click.echo(json.dumps(told))
-    sys.exit(code)
+        run_program(diff_command, arguments[1:], prog_name=f"te-export {_DIFF}", interrupted="interrupted")
+    run_program(command, arguments, prog_name="te-export", interrupted=_INTERRUPTED_MESSAGE)
 
 
 if __name__ == "__main__":
