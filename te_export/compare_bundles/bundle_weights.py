@@ -23,6 +23,7 @@ __all__ = ["Weight", "read_weights"]
 
 _EXPERTS = re.compile(r"(?:^|\.)(?P<list>[a-z_]*(?:expert|component)[a-z_]*)[._]?(?P<number>\d+)?", re.I)
 _PLAIN_LISTS = ("expert", "experts", "component", "components")
+_NAMED_OWNERS = 3
 _PASSING = ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Flatten", "Split")
 
 
@@ -68,8 +69,7 @@ def read_weights(bundle: Bundle, variant: Variant) -> tuple[Weight, ...]:
         owner = tasks[0] if len(tasks) == 1 else None
         for name, own in pieces[key]:
             place = _expert_part(name) or places[tasks[0]].get(key, "layers")
-            part = f"{place} of {tasks[0]}" if owner else _shared_part(place, tasks)
-            found.append(Weight(name, own, part, owner))
+            found.append(Weight(name, own, _owned_part(place, tasks), owner))
     return tuple(found)
 
 
@@ -88,8 +88,11 @@ def _expert_part(name: str) -> str | None:
     return f"expert {found['number']}" if plain else name[: found.end()]
 
 
-def _shared_part(place: str, tasks: list[str]) -> str:
-    return f"{place} shared by {len(tasks)} tasks"
+def _owned_part(place: str, tasks: list[str]) -> str:
+    """`gate of click`; of several tasks where a few have it in common."""
+    if len(tasks) > _NAMED_OWNERS:
+        return f"{place} shared by {len(tasks)} tasks"
+    return f"{place} of {' and '.join(tasks)}"
 
 
 def _tail_places(tail: GraphFile, spec: GraphSpec, task: TaskSpec) -> Mapping[str, str]:

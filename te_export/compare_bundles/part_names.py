@@ -54,8 +54,13 @@ def _of_tasks(parts: Iterable[tuple[str, str]]) -> list[str]:
     alike: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for task, own in told.items():
         alike.setdefault(tuple(own), []).append(task)
-    return [f"{_what(own, plural=len(tasks) > 1)} of {some(tasks)}" for own, tasks in alike.items()]
+    return [phrase for own, tasks in alike.items() for phrase in _phrases(own, tasks)]
 
 
-def _what(own: Sequence[tuple[str, str]], *, plural: bool) -> str:
-    return " and ".join(f"{kind}{'s' if plural else ''}{remark}" for kind, remark in own)
+def _phrases(own: Sequence[tuple[str, str]], tasks: Sequence[str]) -> list[str]:
+    """Gate and head in one phrase, or in two where the remarks differ."""
+    plural = "s" if len(tasks) > 1 else ""
+    kinds: dict[str, list[str]] = {}
+    for kind, remark in own:
+        kinds.setdefault(remark, []).append(f"{kind}{plural}")
+    return [f"{' and '.join(names)} of {some(tasks)}{remark}" for remark, names in kinds.items()]

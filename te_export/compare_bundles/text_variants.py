@@ -10,6 +10,7 @@ from te_export.compare_bundles.result import (
     Fact,
     FactValue,
     GraphChange,
+    ParityChange,
     TaskPair,
     VariantChange,
     VariantSide,
@@ -111,26 +112,32 @@ def _span(counts: Sequence[int]) -> str:
 
 
 def _parity_lines(variants: Sequence[VariantChange], limit: int | None) -> Iterator[str]:
-    rows = [
-        (variant.precision, shown_task(change.task), _share(change.before), _share(change.after))
-        for variant in variants
-        for change in variant.parity
-    ]
-    if rows:
+    found = [(variant.precision, change) for variant in variants for change in variant.parity]
+    if found:
         yield "parity: the largest error over what was allowed"
-        yield from _limited(("variant", "task", "A", "B"), rows, limit)
+        yield from _per_task(found, limit)
 
 
 def _accuracy_lines(variants: Sequence[VariantChange], limit: int | None) -> Iterator[str]:
     found = [(variant.precision, change) for variant in variants for change in variant.accuracy]
     if found:
         yield "accuracy lost, in percentage points"
-        rows = [
-            (precision, shown_task(change.task), _points(change.before), _points(change.after))
-            for precision, change in found
-        ]
-        yield from _limited(("variant", "task", "A", "B"), rows, limit)
+        yield from _per_task(found, limit)
         yield from _judged_otherwise([change for _, change in found])
+
+
+def _per_task(found: Sequence[tuple[str, ParityChange | AccuracyChange]], limit: int | None) -> Iterator[str]:
+    """A row per variant and task; of many, those with the largest figures."""
+    shown = list(found)
+    if limit is not None and len(found) > limit:
+        shown = sorted(found, key=lambda entry: -max(entry[1].before or 0.0, entry[1].after or 0.0))[:limit]
+    rows = [
+        (precision, shown_task(change.task), _figure(change.before), _figure(change.after))
+        for precision, change in shown
+    ]
+    yield from table(("variant", "task", "A", "B"), rows, names=2)
+    if len(shown) < len(found):
+        yield f"  ... the {len(shown)} largest of {len(found)}; -v shows all"
 
 
 def _judged_otherwise(changes: Sequence[AccuracyChange]) -> Iterator[str]:
@@ -148,36 +155,23 @@ def _pruned_lines(variants: Sequence[VariantChange], limit: int | None) -> Itera
             shown_task(change.task),
             _experts(change.experts_before),
             _experts(change.experts_after),
-            _points(change.loss.before),
-            _points(change.loss.after),
+            _figure(change.loss.before),
+            _figure(change.loss.after),
         )
         for variant in variants
         for change in variant.pruned
     ]
     if rows:
         yield "pruned graphs: experts that are gone, and points lost by it"
-        headings = ("task", "gone in A", "gone in B", "lost in A", "lost in B")
-        yield from _limited(headings, rows, limit, names=3)
-        changes = [change.loss for variant in variants for change in variant.pruned]
-        yield from _judged_otherwise(changes)
-
-
-def _limited(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], limit: int | None, *, names: int = 2
-) -> Iterator[str]:
-    yield from table(headings, rows[:limit], names=names)
-    left = 0 if limit is None else len(rows) - limit
-    if left > 0:
-        yield f"  ... and {left} more; -v shows all"
+        yield from table(("task", "gone in A", "gone in B", "lost in A", "lost in B"), rows[:limit], names=3)
+        if limit is not None and len(rows) > limit:
+            yield f"  ... and {len(rows) - limit} more; -v shows all"
+        yield from _judged_otherwise([change.loss for variant in variants for change in variant.pruned])
 
 
 def _experts(experts: tuple[int, ...] | None) -> str:
     return "no such graph" if experts is None else ", ".join(map(str, experts))
 
 
-def _points(loss: float | None) -> str:
-    return NOTHING if loss is None else f"{loss:.2f}"
-
-
-def _share(share: float | None) -> str:
-    return NOTHING if share is None else f"{share:.2f}"
+def _figure(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.2f}"

@@ -50,11 +50,11 @@ def weights_lines(diff: BundleDiff, *, verbose: bool) -> Iterator[str]:
     yield "weights of fp32: how many changed, and how far"
     parts = _parts(found.weights)
     changed = [part for part in parts if part.of("changed")]
-    shown = changed if verbose else _most_moved(changed)
+    shown = changed if verbose else _first_to_show(changed)
     if shown:
         yield from table(_HEADINGS, (_row(part) for part in shown))
     if len(shown) < len(changed):
-        yield f"  ... the {len(shown)} that moved most, of {len(changed)}; -v shows all"
+        yield f"  ... of {len(changed)} parts: what tasks share, and those that moved most; -v shows all"
     for status, label in (("reshaped", "other shape"), ("removed", "only in A"), ("added", "only in B")):
         yield from _named_parts(label, status, parts)
     yield from _named_parts("unchanged", "same", [part for part in parts if not part.of("changed")])
@@ -84,13 +84,17 @@ def _parts(weights: Iterable[WeightChange]) -> list[_Part]:
     return [_Part(name, tuple(own)) for name, own in found.items()]
 
 
-def _most_moved(parts: Sequence[_Part]) -> list[_Part]:
-    """In the model's order; where there are many, those whose numbers moved most."""
+def _first_to_show(parts: Sequence[_Part]) -> list[_Part]:
+    """All in the model's order; of many, what tasks share, then those of single tasks that moved most."""
     if len(parts) <= _SHOWN_PARTS:
         return list(parts)
-    order = sorted(parts, key=lambda part: math.inf if part.relative_rms is None else part.relative_rms)
-    most = {part.name for part in order[-_SHOWN_PARTS:]}
-    return [part for part in parts if part.name in most]
+    order = sorted(parts, key=lambda part: (" of " in part.name, -_moved(part)))
+    chosen = {part.name for part in order[:_SHOWN_PARTS]}
+    return [part for part in parts if part.name in chosen]
+
+
+def _moved(part: _Part) -> float:
+    return math.inf if part.relative_rms is None else part.relative_rms
 
 
 def _row(part: _Part) -> tuple[str, ...]:
@@ -123,14 +127,19 @@ def _figure(value: float | None) -> str:
 
 def _explanation(diff: BundleDiff, parts: Iterable[_Part]) -> Iterator[str]:
     """Why a change may not be where it seems, said only where it matters."""
-    folded = {weight.status for weight in diff.weights.weights if _FOLDED in weight.name}
-    if folded & {"removed", "added"}:
+    statuses = {weight.name: weight.status for weight in diff.weights.weights}
+    folded = {name: status for name, status in statuses.items() if name.endswith(_FOLDED)}
+    alone = ("removed", "added")
+    if any(
+        status in alone and statuses.get(name.removesuffix(_FOLDED)) in alone
+        for name, status in folded.items()
+    ):
         yield from field(
             "note",
             "the bundles were rewritten differently, so some layers are held in other weights: one named .folded "
             "holds the layer before or after it too",
         )
-    elif "changed" in folded and any(len(part.of("same")) == len(part.weights) for part in parts):
+    elif "changed" in folded.values() and any(len(part.of("same")) == len(part.weights) for part in parts):
         yield from field(
             "note",
             "a weight named .folded holds the layer before or after it too, so its change may come from that one",
