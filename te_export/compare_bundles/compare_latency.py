@@ -15,7 +15,7 @@ def compare_latency(before: Manifest, after: Manifest, tasks: Sequence[TaskPair]
     """The graphs and batch sizes that both exports measured."""
     sides = _side(before), _side(after)
     if before.latency is None or after.latency is None:
-        return LatencyDiff(*sides, ())
+        return LatencyDiff(*sides, (), is_same=before.latency == after.latency)
     old = {(entry.path, entry.batch): entry for entry in before.latency.graphs}
     new = {(entry.path, entry.batch): entry for entry in after.latency.graphs}
     batches = dict.fromkeys(entry.batch for entry in before.latency.graphs)
@@ -25,7 +25,7 @@ def compare_latency(before: Manifest, after: Manifest, tasks: Sequence[TaskPair]
             one, other = old.get((graph.path_before, batch)), new.get((graph.path_after, batch))
             if one is not None and other is not None:
                 found.append(_change(graph, one, other))
-    return LatencyDiff(*sides, tuple(found))
+    return LatencyDiff(*sides, tuple(found), is_same=before.latency == after.latency)
 
 
 class _Graph(NamedTuple):

@@ -1,14 +1,15 @@
 """Pairing the weights of two bundles and measuring each pair.
 
-Shared weights are paired by name. Those of a task that is in both are paired by name, or by the name with its
-first number left out: `task_heads.2.0.weight` of a task is `task_heads.1.0.weight` once the task before it is gone.
+Shared weights are paired by name. Those of a task that is in both are paired by name, or by the name without the
+task's own name in it, or by the name without its first number: `task_heads.2.0.weight` of a task is
+`task_heads.1.0.weight` once the task before it is gone.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from te_export.compare_bundles.bundle_weights import Weight
 from te_export.compare_bundles.result import TaskPair, ValueChange, WeightChange, WeightStatus
@@ -45,8 +46,7 @@ def _pair(before: Sequence[Weight], after: Sequence[Weight], tasks: tuple[TaskPa
     for task in tasks:
         if task.in_both:
             old, new = own_before.get(task.before, []), own_after.get(task.after, [])
-            named = _by_name(old, new)
-            pairs += named + _by_template(*_left(old, new, named))
+            pairs += _pair_own(old, new)
     old, new = _left(before, after, pairs)
     alone = (
         {task.before for task in tasks if task.after is None},
@@ -72,18 +72,32 @@ def _by_name(before: Sequence[Weight], after: Sequence[Weight]) -> _Pairs:
     return [(weight, names[weight.name]) for weight in before if weight.name in names]
 
 
-def _by_template(before: Sequence[Weight], after: Sequence[Weight]) -> _Pairs:
-    """Pairs whose names differ in the first number alone, where no other weight of the task could be meant."""
-    times = Counter(_template(weight) for weight in before) | Counter(_template(weight) for weight in after)
-    templates = {_template(weight): weight for weight in after}
+def _pair_own(before: Sequence[Weight], after: Sequence[Weight]) -> _Pairs:
+    """Pairs among the weights of one task."""
+    pairs = _by_name(before, after)
+    for template in (_without_task, _without_number):
+        pairs += _by_template(*_left(before, after, pairs), template)
+    return pairs
+
+
+def _by_template(
+    before: Sequence[Weight], after: Sequence[Weight], template: Callable[[Weight], str]
+) -> _Pairs:
+    """Pairs of one template, where no other weight of the task could be meant."""
+    times = Counter(map(template, before)) | Counter(map(template, after))
+    known = {template(weight): weight for weight in after}
     return [
-        (weight, templates[_template(weight)])
+        (weight, known[template(weight)])
         for weight in before
-        if _template(weight) in templates and times[_template(weight)] == 1
+        if template(weight) in known and times[template(weight)] == 1
     ]
 
 
-def _template(weight: Weight) -> str:
+def _without_task(weight: Weight) -> str:
+    return ".".join("#" if part == weight.task else part for part in weight.name.split("."))
+
+
+def _without_number(weight: Weight) -> str:
     return _FIRST_NUMBER.sub("#", weight.name, count=1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from te_runtime.manifest import FormName, OptimizeLevel, Precision, TargetProvider
@@ -367,11 +367,13 @@ class LatencyDiff:
     """Attributes:
     before, after: None where that bundle's export did not measure.
     graphs: those measured in both.
+    is_same: whether the manifests say the same.
     """
 
     before: LatencySide | None
     after: LatencySide | None
     graphs: tuple[LatencyChange, ...]
+    is_same: bool
 
     @property
     def is_comparable(self) -> bool:
@@ -406,7 +408,7 @@ class BundleDiff:
     routing: tuple[RoutingChange, ...]
     golden_is_same: bool
     files: tuple[FileChange, ...]
-    latency: LatencyDiff = field(default=LatencyDiff(None, None, ()))
+    latency: LatencyDiff
 
     @property
     def is_different(self) -> bool:

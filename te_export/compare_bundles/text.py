@@ -21,7 +21,7 @@ def diff_lines(diff: BundleDiff, *, verbose: bool) -> Iterator[str]:
     """The lines to print."""
     if not diff.is_different:
         yield _no_differences(diff)
-        if diff.latency.graphs and diff.a.manifest_sha256 != diff.b.manifest_sha256:
+        if not diff.latency.is_same:
             yield ""
             yield from latency_lines(diff, verbose=verbose)
         return
@@ -43,14 +43,11 @@ def diff_lines(diff: BundleDiff, *, verbose: bool) -> Iterator[str]:
 
 
 def _no_differences(diff: BundleDiff) -> str:
-    others = [file.path for file in diff.files if not file.is_same]
     if diff.a.manifest_sha256 == diff.b.manifest_sha256:
         return "no differences"
-    apart = [
-        *others,
-        *(["measured latency"] if diff.latency.before != diff.latency.after or diff.latency.graphs else []),
-    ]
-    return f"no differences in what the bundles compute; other: {', '.join(apart) or 'the manifest alone'}"
+    apart = [file.path for file in diff.files if not file.is_same]
+    apart += [] if diff.latency.is_same else ["measured latency"]
+    return f"no differences in what the bundles compute; other: {', '.join(apart) or 'figures of the check'}"
 
 
 def _heading(name: str, side: BundleSide) -> Iterator[str]:
