@@ -66,4 +66,5 @@ def _us(time_us: float) -> str:
 
 
 def _shown_side(side: LatencySide) -> str:
-    return f"{escaped(side.machine)}, onnxruntime {escaped(side.onnxruntime)}, {side.provider}, {side.threads} threads"
+    threads = "1 thread" if side.threads == 1 else f"{side.threads} threads"
+    return f"{escaped(side.machine)}, onnxruntime {escaped(side.onnxruntime)}, {side.provider}, {threads}"

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 import te_export
 import te_runtime
-from te_export import cli, pipeline
+from te_export import cli, cli_frame, pipeline
 from te_export.capture.joint_graph import JointGraph
 from te_export.models.exportable import ExportableModel
 from te_export.models.task_expert import TaskExpertConfig, TaskExpertModel
@@ -179,7 +179,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     def run(*arguments: str | Path) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["te-export", *map(str, arguments)])
-        monkeypatch.setattr(cli.signal, "signal", lambda number, handler: None)
+        monkeypatch.setattr(cli_frame.signal, "signal", lambda number, handler: None)
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
             cli.main()
