@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from te_runtime.answers import AnswerReader, TaskReader
 from te_runtime.bundle import Bundle
+from te_runtime.interfaces import BATCH_AXIS
 from te_runtime.manifest import GraphSpec, TaskSpec, Variant
 from te_runtime.plan import Mode, own_graph
 from te_runtime.prediction import Prediction
@@ -99,6 +100,7 @@ class SessionExecutor:
 
     __slots__ = (
         "_answerers",
+        "_cuts_rows",
         "_offered",
         "_provider",
         "_readers",
@@ -131,6 +133,8 @@ class SessionExecutor:
         self._trunk_outputs = () if trunk is None else tuple(spec.name for spec in trunk.spec.outputs)
         self._offered = tuple(model_inputs) if trunk is None else self._trunk_outputs
         self._routes: dict[tuple[str, ...], _Route] = {}
+        made = () if trunk is None else trunk.spec.outputs
+        self._cuts_rows = not any(BATCH_AXIS in spec.shape[1:] for spec in made)
         self._readers = {
             answerer.task.name: TaskReader(answerer.session.spec, answerer.task, provider)
             for answerer in answerers
@@ -157,24 +161,23 @@ class SessionExecutor:
     ) -> list[Prediction]:
         """As Executor.run_parts: the trunk once for every row, each tail for its own rows."""
         answerers = [self._answerers[part.task] for part in parts]
-        if len({id(answerer.session) for answerer in answerers}) < len(answerers):
+        if not self._cuts_rows or len({id(answerer.session) for answerer in answerers}) < len(answerers):
             return pick_parts(self.run(feeds, rows, [part.task for part in parts]), parts)
         values = feeds
         if self._trunk is not None:
             made = self._trunk.run(_only(feeds, self._trunk_inputs))
             values = {**feeds, **dict(zip(self._trunk_outputs, made, strict=True))}
-        return [
-            self._run_part(answerer, values, part) for answerer, part in zip(answerers, parts, strict=True)
-        ]
+        return [self._run_part(part, values) for part in parts]
 
-    def _run_part(
-        self, answerer: Answerer, values: Mapping[str, NDArray[np.generic]], part: RowPart
-    ) -> Prediction:
-        session = answerer.session
-        names = [spec.name for spec in session.spec.inputs]
-        own = {name: values[name] if part.rows is None else values[name][part.rows] for name in names}
-        reader = self._readers[part.task]
-        return reader.read(session.run(own), part.size)
+    def _run_part(self, part: RowPart, values: Mapping[str, NDArray[np.generic]]) -> Prediction:
+        session = self._answerers[part.task].session
+        own = {
+            spec.name: values[spec.name]
+            if part.rows is None or spec.shape[:1] != (BATCH_AXIS,)
+            else values[spec.name][part.rows]
+            for spec in session.spec.inputs
+        }
+        return self._readers[part.task].read(session.run(own), part.size)
 
     def _find_route(self, tasks: tuple[str, ...]) -> _Route:
         route = _Route([self._answerers[task] for task in tasks], self._offered, self._provider)

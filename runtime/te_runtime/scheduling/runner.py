@@ -55,7 +55,7 @@ def choose_runners(models: Sequence[Model], executors: int | None) -> list[Model
         executors: how many for each CPU model; None for as many as their threads leave CPUs for.
 
     Raises:
-        InputError: there is no model, one is there twice, or they differ in inputs, tasks or precision.
+        InputError: there is no model, one is there twice, or they differ in inputs or tasks. Precisions may differ.
     """
     if not models:
         raise InputError("Scheduler: got no model, expected one or several from te_runtime.load()")

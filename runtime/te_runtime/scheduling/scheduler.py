@@ -56,6 +56,9 @@ _FORKED = (
     "and make a scheduler after the fork"
 )
 _NS_PER_MS = 1e6
+# A caller that asks again at once whenever it is refused keeps Python's lock, and an executor that comes back from a
+# graph would wait 5 ms for it, several times per batch: overload would stop what it should only fill.
+_YIELD_S = 20e-6
 
 
 class Scheduler:
@@ -319,9 +322,10 @@ class Scheduler:
         elif tasks is not None:
             raise InputError("task and tasks were both given: name one task, or a list of them")
         else:
-            chosen = self._alone.get(task) or check_tasks([task], self._tasks)
+            known = self._alone.get(task) if type(task) is str else None
+            chosen = known or check_tasks([task], self._tasks)
         allowed_ns = None if deadline_ms is None else parse_deadline_ns(deadline_ms)
-        points = parse_priority(priority) if priority else 0.0
+        points = 0.0 if type(priority) is int and priority == 0 else parse_priority(priority)
         feeds, rows = self._read(x)
         if rows > self._limits.max_batch:
             raise InputError(
@@ -360,9 +364,11 @@ class Scheduler:
                     moment_ns = dispatcher.next_tick_ns()
         except QueueFullError:
             self._metrics.refused("queue_full")
+            time.sleep(_YIELD_S)
             raise
         except DeadlineError:
             self._metrics.refused("deadline")
+            time.sleep(_YIELD_S)
             raise
         except ClosedError:
             self._metrics.refused("closed")
