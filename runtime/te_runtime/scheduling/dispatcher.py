@@ -73,14 +73,15 @@ class _Trial:
 
     Attributes:
         suspect: the executor they failed on.
+        size: how many there are.
         left: how many are not done with.
-        succeeded, failed: of those that are, how many did on another executor.
+        succeeded: how many did on another executor.
     """
 
     suspect: Resource
+    size: int
     left: int
     succeeded: int = 0
-    failed: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -322,7 +323,7 @@ class Dispatcher:
             return
         if resource.state == "live" and self.pool.has_other(resource):
             self.pool.change_state(resource, "suspect", error)
-        trial = _Trial(resource, left=len(batch.requests))
+        trial = _Trial(resource, size=len(batch.requests), left=len(batch.requests))
         for request in batch.requests:
             request.first_error = error
             self._retries.append(_Retry(request, trial))
@@ -356,20 +357,19 @@ class Dispatcher:
             return
         if resource is not retry.trial.suspect:
             retry.trial.succeeded += succeeded
-            retry.trial.failed += not succeeded
         self._count(retry.trial)
 
     def _count(self, trial: _Trial) -> None:
         """One request of a trial is done with; after the last the executor is judged.
 
         Where all of them succeeded elsewhere the executor was at fault and is taken out, unless none would be left.
-        Where one failed there too, that request was at fault.
+        Where one failed there too, that request was at fault; where one ended untried, nobody knows.
         """
         trial.left -= 1
         suspect = trial.suspect
         if trial.left or suspect.state != "suspect":
             return
-        if trial.succeeded and not trial.failed and self.pool.has_other(suspect):
+        if trial.succeeded == trial.size and self.pool.has_other(suspect):
             self.pool.change_state(suspect, "out", suspect.error)
             self._capacity = self.pool.capacity
             patience_ns = self.limits.patience_ns

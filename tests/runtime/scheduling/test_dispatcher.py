@@ -224,6 +224,22 @@ def test_what_failed_is_tried_alone_and_elsewhere(make_request: MakeRequest) -> 
     assert not one.endings
 
 
+def test_an_executor_is_not_taken_out_while_one_of_its_requests_ended_untried(
+    make_request: MakeRequest,
+) -> None:
+    one = dispatcher(1.0, 1.5)
+    requests = [make_request(tasks=(task,), deadline_ns=10 * MS) for task in "ab"]
+    for request in requests:
+        one.submit(request, 0)
+    [first] = one.dispatch(0)
+    one.failed(first, ValueError("no"), MS)
+    [second] = one.dispatch(MS)
+    assert one.completed(second, 20 * MS) is True
+    assert one.dispatch(20 * MS) == []
+    assert [ending.outcome for ending in one.endings] == ["expired"]
+    assert first.resource.state == "live"
+
+
 def test_a_second_failure_names_the_first_as_its_cause(make_request: MakeRequest) -> None:
     one = dispatcher(1.0, 1.5)
     request = make_request()
