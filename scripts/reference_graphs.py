@@ -1,10 +1,13 @@
-"""What benchmarks compare: the reference model R, one task of it as torch.onnx.export gives it, and a single layer
-of as many weight bytes, which is as fast as reading them allows.
+"""What benchmarks compare: the reference model R, one or all of its tasks as torch.onnx.export gives them, and a single
+layer of as many weight bytes, which is as fast as reading them allows.
 """
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,21 +33,42 @@ class OneTask(torch.nn.Module):
         return prediction
 
 
-def make_model(tasks: int) -> TaskExpertModel:
-    """R with as many tasks, its weights seeded."""
+class AllTasks(torch.nn.Module):
+    """Every task of a model, what they share computed once."""
+
+    def __init__(self, model: TaskExpertModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        tails = self.model.tails(self.model.trunk(x), range(self.model.config.num_tasks))
+        return [prediction for prediction, _ in tails]
+
+
+def make_model(tasks: int, experts: int = 8) -> TaskExpertModel:
+    """R with as many tasks and experts, its weights seeded."""
     torch.manual_seed(0)
     outputs = tuple((OUTPUTS * -(-tasks // len(OUTPUTS)))[:tasks])
-    return TaskExpertModel(TaskExpertConfig(num_tasks=tasks, task_output_dims=outputs)).eval()
+    config = TaskExpertConfig(num_tasks=tasks, num_experts=experts, task_output_dims=outputs)
+    return TaskExpertModel(config).eval()
 
 
 def export_naive(model: TaskExpertModel, path: Path, *, task: int = 0) -> None:
     """torch.onnx.export of one task, with a dynamic batch axis."""
+    _export(OneTask(model, task), model.config.input_dim, path)
+
+
+def export_all_tasks(model: TaskExpertModel, path: Path) -> None:
+    """torch.onnx.export of all tasks as one graph, with a dynamic batch axis."""
+    _export(AllTasks(model), model.config.input_dim, path)
+
+
+def _export(module: torch.nn.Module, input_dim: int, path: Path) -> None:
     batch = torch.export.Dim("batch")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_torch():
         torch.onnx.export(
-            OneTask(model, task).eval(),
-            (torch.zeros(2, INPUT_DIM),),
+            module.eval(),
+            (torch.zeros(2, input_dim),),
             path,
             dynamo=True,
             verbose=False,
@@ -52,13 +76,28 @@ def export_naive(model: TaskExpertModel, path: Path, *, task: int = 0) -> None:
         )
 
 
-def write_roof(path: Path, weight_bytes: int) -> None:
+@contextmanager
+def quiet_torch() -> Iterator[None]:
+    """Keeps torch's remarks on its own internals off the screen."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def write_roof(path: Path, weight_bytes: int, *, input_dim: int = INPUT_DIM) -> None:
     """One Gemm whose float32 weight has as many bytes."""
-    rows = weight_bytes // 4 // INPUT_DIM
-    weight = np.random.default_rng(0).standard_normal((rows, INPUT_DIM)).astype(np.float32) / 28
+    rows = weight_bytes // 4 // input_dim
+    weight = np.random.default_rng(0).standard_normal((rows, input_dim)).astype(np.float32) / 28
     tensors = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.zeros(rows, np.float32), "b")]
     nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)]
-    path.write_bytes(_model(nodes, tensors, TensorProto.FLOAT, ["batch", rows]).SerializeToString())
+    model = _model(nodes, tensors, TensorProto.FLOAT, ["batch", rows], input_dim=input_dim)
+    path.write_bytes(model.SerializeToString())
 
 
 def write_int8_roof(path: Path, weight_bytes: int) -> None:
@@ -85,12 +124,17 @@ def write_int8_roof(path: Path, weight_bytes: int) -> None:
 
 
 def _model(
-    nodes: list[NodeProto], tensors: list[TensorProto], dtype: int, shape: list[int | str]
+    nodes: list[NodeProto],
+    tensors: list[TensorProto],
+    dtype: int,
+    shape: list[int | str],
+    *,
+    input_dim: int = INPUT_DIM,
 ) -> ModelProto:
     graph = helper.make_graph(
         nodes,
         "roof",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", INPUT_DIM])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", input_dim])],
         [helper.make_tensor_value_info("y", dtype, shape)],
         tensors,
     )

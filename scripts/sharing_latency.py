@@ -7,12 +7,9 @@ graph is timed only if it answers as the model does.
 
 from __future__ import annotations
 
-import logging
 import random
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,7 @@ import onnxruntime
 import torch
 from interleaved_calls import TIMED_CALLS, open_session, time_calls
 from numpy.typing import NDArray
+from reference_graphs import quiet_torch
 from sharing_models import Family, SharingModel, TaskExpert
 from sharing_results import Latency
 
@@ -74,20 +72,6 @@ def export_models(models: Mapping[Family, SharingModel], x: torch.Tensor, folder
             torch.save(model.model.state_dict(), folder / "model.pt")
             paths[TE_EXPORT_GRAPH] = te_export.export(folder / "model.pt").bundle / "fp32/joint.onnx"
     return paths
-
-
-@contextmanager
-def quiet_torch() -> Iterator[None]:
-    """Keeps torch's remarks on its own internals off the screen."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 @torch.no_grad()
