@@ -7,6 +7,7 @@ A variant that cannot be built within its budget is left out and told of; the ot
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from te_export.bundle.accuracy_entry import accuracy_entry
@@ -67,7 +68,7 @@ def add_variants(
                 found = _add(precision, staged, fp32, references, evaluation, options)
             except GateError as error:
                 staged.discard(precision)
-                failed.append(FailedVariant(precision, _reason(precision, error)))
+                failed.append(FailedVariant(precision, _reason(precision, error, staged)))
                 step.detail = "left out"
             else:
                 added.append(found)
@@ -105,6 +106,7 @@ def _add(
             accuracy=tuple(
                 accuracy_entry(task, figures, evaluation) for task, figures in built.figures.items()
             ),
+            layers=built.layers,
         ),
         summary=VariantSummary(
             precision=precision,
@@ -118,8 +120,9 @@ def _add(
     )
 
 
-def _reason(precision: Precision, error: GateError) -> str:
-    told = str(error)
+def _reason(precision: Precision, error: GateError, staged: StagedBundle) -> str:
+    """Why a variant is left out; without the folder it was staged in, whose name is another each time."""
+    told = str(error).replace(f"{staged.root}{os.sep}", "")
     return told if told.startswith(precision) else f"{precision} is left out: {told}"
 
 

@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import Literal, NamedTuple
 
 from te_runtime.errors import BundleError
+from te_runtime.manifest_accuracy import AccuracyMetric, LayerAccuracy, LayerLoss, TaskAccuracy, check_layers
 from te_runtime.manifest_latency import GraphLatency, Latency
 from te_runtime.manifest_values import check_path, check_unique, is_task_name, require
 from te_runtime.strict_json import StrictJsonError, decode, encode
@@ -31,6 +32,8 @@ __all__ = [
     "GraphSpec",
     "GroupParity",
     "Latency",
+    "LayerAccuracy",
+    "LayerLoss",
     "Manifest",
     "ModelInfo",
     "OptimizeLevel",
@@ -67,7 +70,6 @@ Precision = Literal["fp32", "fp16", "int8", "int4"]
 FormName = Literal["float32", "static", "dynamic", "block4", "half"]
 """How a variant's weights are held: as they were; int8 with activation ranges from data; int8 in blocks, with
 activations quantized as they come; 4 bits in blocks likewise; float16."""
-AccuracyMetric = Literal["accuracy", "area under the ROC curve", "R2", "agreement", "relative error"]
 OptimizeLevel = Literal["none", "exact"]
 TargetProvider = Literal["cpu", "cuda"]
 
@@ -177,36 +179,6 @@ class TaskParity(NamedTuple):
         return max((out.ratio for out in self.outputs.values() if out.ratio is not None), default=None)
 
 
-class TaskAccuracy(NamedTuple):
-    """What one task lost in a variant, against the float64 oracle.
-
-    Attributes:
-        metric: what `loss_points` counts, in percentage points: of accuracy, of the area under the ROC curve
-            or of R² on labels; of rows with another arg-max than the oracle's; or of the oracle's variance that
-            is left unexplained.
-        source: the rows: calibration data, those that no range was taken from, or random probe rows.
-        budget_points: the most it may lose.
-        oracle_percent, variant_percent: the metric on labels; null without.
-        agreement: share of rows with the oracle's arg-max; null for one output.
-        relative_error: squared error over the oracle's variance.
-        routing_kl: mean divergence of the routing weights from the oracle's, in nats.
-        top_expert_agreement: share of rows in which the same expert has the largest weight.
-    """
-
-    task: str
-    source: Literal["calibration data", "probe rows"]
-    rows: int
-    metric: AccuracyMetric
-    loss_points: float
-    budget_points: float
-    oracle_percent: float | None
-    variant_percent: float | None
-    agreement: float | None
-    relative_error: float
-    routing_kl: float | None
-    top_expert_agreement: float | None
-
-
 class PrunedGraph(NamedTuple):
     """A task graph in which some experts are constants, their mean outputs: faster, and not the model's function.
 
@@ -245,6 +217,7 @@ class Variant(NamedTuple):
         kept_weights: in a variant of lower precision, the weights that a task could not spare: they stay in
             float32, in int4 in 8 bits.
         accuracy: what each task lost; empty for fp32.
+        layers: in what its layers are held, and what that costs; empty for fp32.
     """
 
     precision: Precision
@@ -258,9 +231,12 @@ class Variant(NamedTuple):
     kept_weights: tuple[str, ...]
     accuracy: tuple[TaskAccuracy, ...]
     parity: tuple[TaskParity, ...]
+    layers: tuple[LayerAccuracy, ...] = ()
 
     def check(self) -> None:
         check_path(self.weights)
+        tasks = [graphs.task for graphs in self.tasks]
+        check_layers(self.layers, tasks=frozenset(tasks), kept_weights=frozenset(self.kept_weights))
 
 
 class RowGroup(NamedTuple):

@@ -20,6 +20,8 @@ from te_runtime.manifest import (
     FormName,
     Golden,
     GraphSpec,
+    Latency,
+    LayerAccuracy,
     Manifest,
     ModelInfo,
     OptimizeLevel,
@@ -48,6 +50,7 @@ def build_variant(
     form: FormName = "float32",
     kept_weights: tuple[str, ...] = (),
     accuracy: tuple[TaskAccuracy, ...] = (),
+    layers: tuple[LayerAccuracy, ...] = (),
     pruned: Mapping[str, PrunedGraph] | None = None,
 ) -> Variant:
     """The manifest's entry for one verified variant."""
@@ -64,6 +67,7 @@ def build_variant(
         kept_weights=kept_weights,
         accuracy=accuracy,
         parity=parity,
+        layers=layers,
     )
 
 
@@ -86,8 +90,9 @@ def build_manifest(
     golden: Golden,
     utilization: tuple[TaskUtilization, ...],
     files: tuple[FileEntry, ...],
+    latency: Latency | None = None,
 ) -> Manifest:
-    """The manifest of a bundle; it holds no times and no paths of the machine that wrote it."""
+    """The manifest of a bundle; it holds no times but `latency`, and no paths of the machine that wrote it."""
     first = variants[0]
     return Manifest(
         format=FORMAT_NAME,
@@ -108,6 +113,7 @@ def build_manifest(
         golden=golden,
         utilization=utilization,
         files=files,
+        latency=latency,
     )
 
 

@@ -4,17 +4,14 @@
                 → else convert all but one unit, for each unit; keep the unit that helps the missing tasks
                   most, then the next, until every task is within budget or nothing converted is left
 
-A unit is what is kept or converted together: the layers of one joint graph at the same depth, of the same
-shape, that reach the same tasks, such as the second layers of all experts.
+A unit is what units.py says: layers that are kept or converted together.
 """
 
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
@@ -22,8 +19,8 @@ import onnx_ir as ir
 from te_export.precision.accuracy import TaskAccuracy
 from te_export.precision.evaluation import Evaluation
 from te_export.precision.form import Form
-from te_export.precision.layers import linear_layers, weight_names
-from te_export.precision.trial import open_trial
+from te_export.precision.form_trial import Trial, try_form
+from te_export.precision.units import layer_units
 
 __all__ = ["Repaired", "repair"]
 
@@ -38,6 +35,7 @@ class Repaired:
         figures: by task, over the rows of the evaluation.
         misses: tasks that are over budget even so.
         before: the figures with everything converted.
+        spared: for the units that were tried, the figures with everything converted but that unit.
     """
 
     form: Form
@@ -46,13 +44,7 @@ class Repaired:
     figures: Mapping[str, TaskAccuracy]
     misses: tuple[str, ...]
     before: Mapping[str, TaskAccuracy]
-
-
-@dataclass(frozen=True)
-class _Trial:
-    converted: tuple[str, ...]
-    figures: Mapping[str, TaskAccuracy]
-    misses: tuple[str, ...]
+    spared: Mapping[frozenset[str], Mapping[str, TaskAccuracy]] = field(default_factory=dict)
 
 
 def repair(form: Form, joint: ir.Model, evaluation: Evaluation, scratch: Path) -> Repaired:
@@ -67,71 +59,29 @@ def repair(form: Form, joint: ir.Model, evaluation: Evaluation, scratch: Path) -
         BundleError: onnxruntime refuses a converted graph.
         GateError: the form cannot convert the graph.
     """
-    first = found = _try(form, joint, frozenset(), evaluation, scratch)
+    first = found = try_form(form, joint, frozenset(), evaluation, scratch)
     kept: frozenset[str] = frozenset()
+    spared: dict[frozenset[str], Mapping[str, TaskAccuracy]] = {}
     if found.misses:
-        for unit in _by_need(form, joint, evaluation, first, scratch):
+        spared = _spare_each(form, joint, evaluation, first, scratch)
+        for unit in sorted(spared, key=lambda unit: _error_of(spared[unit], first.misses)):
             kept |= unit
-            found = _try(form, joint, kept, evaluation, scratch)
+            found = try_form(form, joint, kept, evaluation, scratch)
             if not found.misses or not found.converted:
                 break
-    return Repaired(form, kept, found.converted, found.figures, found.misses, first.figures)
+    return Repaired(form, kept, found.converted, found.figures, found.misses, first.figures, spared)
 
 
-def _try(form: Form, joint: ir.Model, kept: frozenset[str], evaluation: Evaluation, scratch: Path) -> _Trial:
-    model = joint.clone()
-    converted = form.convert(model, kept)
-    folder = Path(tempfile.mkdtemp(dir=scratch))
-    try:
-        figures = evaluation.measure(open_trial(model, folder))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return _Trial(converted, figures, evaluation.misses(figures))
+def _spare_each(
+    form: Form, joint: ir.Model, evaluation: Evaluation, first: Trial, scratch: Path
+) -> dict[frozenset[str], Mapping[str, TaskAccuracy]]:
+    """For each unit of which something was converted, the figures when it alone stays as `kept_as`."""
+    return {
+        unit: try_form(form, joint, unit, evaluation, scratch).figures
+        for unit in layer_units(joint.graph)
+        if unit & set(first.converted)
+    }
 
 
-def _by_need(
-    form: Form, joint: ir.Model, evaluation: Evaluation, first: _Trial, scratch: Path
-) -> list[frozenset[str]]:
-    """The units, those first that take most off the missing tasks' error when they alone stay in float32."""
-
-    def error_without(unit: frozenset[str]) -> float:
-        figures = _try(form, joint, unit, evaluation, scratch).figures
-        return math.fsum(figures[task].relative_error for task in first.misses)
-
-    units = [unit for unit in _units(joint.graph) if unit & set(first.converted)]
-    return sorted(units, key=error_without)
-
-
-def _units(graph: ir.Graph) -> list[frozenset[str]]:
-    """The weights of each unit, in the order of the graph."""
-    depths = _depths(graph)
-    reached = _tasks_reached(graph)
-    units: dict[tuple[object, ...], set[str]] = {}
-    for linear in linear_layers(graph):
-        key = (depths[linear.node], linear.width_in, linear.width_out, reached[linear.node])
-        units.setdefault(key, set()).update(weight_names(linear))
-    return [frozenset(unit) for unit in units.values()]
-
-
-def _depths(graph: ir.Graph) -> dict[ir.Node, int]:
-    """For each node, the most Gemm and MatMul nodes on a way from an input to it."""
-    depths: dict[ir.Node, int] = {}
-    for node in graph:
-        producers = (value.producer() for value in node.inputs if value is not None)
-        before = max((depths[producer] for producer in producers if producer is not None), default=0)
-        depths[node] = before + (node.op_type in ("Gemm", "MatMul"))
-    return depths
-
-
-def _tasks_reached(graph: ir.Graph) -> dict[ir.Node, frozenset[str]]:
-    """For each node, the graph's outputs that depend on it."""
-    reached: dict[ir.Node, frozenset[str]] = {}
-    for node in reversed(graph):
-        found: set[str] = set()
-        for value in node.outputs:
-            if value.is_graph_output():
-                found.add(str(value.name))
-            for user, _ in value.uses():
-                found |= reached[user]
-        reached[node] = frozenset(found)
-    return reached
+def _error_of(figures: Mapping[str, TaskAccuracy], tasks: tuple[str, ...]) -> float:
+    return math.fsum(figures[task].relative_error for task in tasks)

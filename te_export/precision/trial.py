@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import onnx_ir as ir
 
 from te_export.bundle.graph_file import WEIGHTS_NAME, linked_bytes, tensor_specs
 from te_export.bundle.weights_file import plan_weights, weight_chunks
+from te_runtime.errors import BundleError
 from te_runtime.manifest import GraphSpec
 from te_runtime.session import open_session
 from te_runtime.session_types import Session
@@ -36,4 +38,9 @@ def open_trial(model: ir.Model, scratch: Path, *, threads: int = 1) -> Session:
         inputs=tensor_specs(list(model.graph.inputs)),
         outputs=tensor_specs(list(model.graph.outputs)),
     )
-    return open_session(path, spec, provider="cpu", threads=threads)
+    try:
+        return open_session(path, spec, provider="cpu", threads=threads)
+    except BundleError as error:
+        # The scratch folder has another name each time and is gone when the message is read.
+        told = str(error).replace(f"{folder}{os.sep}", "")
+        raise BundleError(told) from error

@@ -6,6 +6,7 @@ fp32 graphs → each form of the precision → repair (within every task's budge
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from te_export.precision.evaluation import Evaluation
 from te_export.precision.form import Form
 from te_export.precision.half_precision import HalfPrecision
 from te_export.precision.latency import LatencyRatio, latency_feeds, measure_ratios
+from te_export.precision.layer_costs import layer_costs
 from te_export.precision.layers import linear_layers, weight_names
 from te_export.precision.repair import Repaired, repair
 from te_export.precision.static_int8 import StaticInt8
@@ -29,7 +31,7 @@ from te_export.precision.trial import open_trial
 from te_export.precision.true_float16 import check_true_float16
 from te_export.rewrite.graph_cost import measure_cost
 from te_runtime.errors import BundleError
-from te_runtime.manifest import FormName, Precision
+from te_runtime.manifest import FormName, LayerAccuracy, Precision
 from te_runtime.session_types import Session
 
 __all__ = ["BuiltVariant", "build_variant_graphs"]
@@ -47,6 +49,7 @@ class BuiltVariant:
         converted: weights that were converted.
         figures: by task, how the joint graph compares with the oracle.
         before_repair: the same with everything converted.
+        layers: in what its layers are held, and what that costs.
         latencies: of the joint graph over the fp32 one, for each form that was tried and each batch size.
         notes: what a person must know.
         timing_notes: the same, of what was timed: true of this machine and this run, so not to be written down.
@@ -59,6 +62,7 @@ class BuiltVariant:
     converted: tuple[str, ...]
     figures: Mapping[str, TaskAccuracy]
     before_repair: Mapping[str, TaskAccuracy]
+    layers: tuple[LayerAccuracy, ...]
     latencies: Mapping[FormName, tuple[LatencyRatio, ...]]
     notes: tuple[str, ...]
     timing_notes: tuple[str, ...]
@@ -100,6 +104,7 @@ def build_variant_graphs(
         converted=best.converted,
         figures=best.figures,
         before_repair=best.before,
+        layers=_layers(best, fp32, evaluation, scratch, precision),
         latencies=latencies,
         notes=(
             *(f"{precision}: {_why_not(found, evaluation)}" for found in repaired if found not in fitting),
@@ -124,8 +129,22 @@ def _forms(precision: Precision, fp32: GraphSet, evaluation: Evaluation, scratch
 def _repaired(
     form: Form, joint: ir.Model, evaluation: Evaluation, scratch: Path, precision: Precision
 ) -> Repaired:
-    try:
+    with _refusals(precision):
         return repair(form, joint, evaluation, scratch)
+
+
+def _layers(
+    best: Repaired, fp32: GraphSet, evaluation: Evaluation, scratch: Path, precision: Precision
+) -> tuple[LayerAccuracy, ...]:
+    with _refusals(precision):
+        return layer_costs(best, fp32, evaluation, scratch)
+
+
+@contextmanager
+def _refusals(precision: Precision) -> Iterator[None]:
+    """What onnxruntime refuses is a gate that failed."""
+    try:
+        yield
     except BundleError as error:
         raise AccuracyError(f"{precision}: onnxruntime cannot run the converted graph: {error}") from error
 

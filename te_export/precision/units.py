@@ -1,0 +1,46 @@
+"""What is kept or converted together: the layers of one joint graph at the same depth, of the same shape, that reach
+the same tasks, such as the second layers of all experts.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from te_export.precision.layers import linear_layers, weight_names
+
+__all__ = ["layer_units"]
+
+
+def layer_units(graph: ir.Graph) -> list[frozenset[str]]:
+    """The weights of each unit, in the order of the graph."""
+    depths = _depths(graph)
+    reached = _tasks_reached(graph)
+    units: dict[tuple[object, ...], set[str]] = {}
+    for linear in linear_layers(graph):
+        key = (depths[linear.node], linear.width_in, linear.width_out, reached[linear.node])
+        units.setdefault(key, set()).update(weight_names(linear))
+    return [frozenset(unit) for unit in units.values()]
+
+
+def _depths(graph: ir.Graph) -> dict[ir.Node, int]:
+    """For each node, the most Gemm and MatMul nodes on a way from an input to it."""
+    depths: dict[ir.Node, int] = {}
+    for node in graph:
+        producers = (value.producer() for value in node.inputs if value is not None)
+        before = max((depths[producer] for producer in producers if producer is not None), default=0)
+        depths[node] = before + (node.op_type in ("Gemm", "MatMul"))
+    return depths
+
+
+def _tasks_reached(graph: ir.Graph) -> dict[ir.Node, frozenset[str]]:
+    """For each node, the graph's outputs that depend on it."""
+    reached: dict[ir.Node, frozenset[str]] = {}
+    for node in reversed(graph):
+        found: set[str] = set()
+        for value in node.outputs:
+            if value.is_graph_output():
+                found.add(str(value.name))
+            for user, _ in value.uses():
+                found |= reached[user]
+        reached[node] = frozenset(found)
+    return reached
