@@ -123,7 +123,7 @@ def _add(
 def _reason(precision: Precision, error: GateError, staged: StagedBundle) -> str:
     """Why a variant is left out; without the folder it was staged in, whose name is another each time."""
     told = str(error).replace(f"{staged.root}{os.sep}", "")
-    return told if told.startswith(precision) else f"{precision} is left out: {told}"
+    return told if told.startswith((f"{precision} ", f"{precision}:")) else f"{precision} is left out: {told}"
 
 
 def _folder_bytes(staged: StagedBundle, folder: str) -> int:

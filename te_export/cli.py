@@ -160,6 +160,12 @@ class _PrecisionList(_CommaList):
     is_flag=True,
     help="Let the checkpoint RUN CODE on this machine to rebuild its objects. Only for files you trust.",
 )
+@click.option(
+    "--measure-latency",
+    is_flag=True,
+    help="Time the graphs of every variant on this machine, for a minute at most, and write the figures into the "
+    "manifest and the reports. Their bytes then differ from one export to the next.",
+)
 @click.option("--force", is_flag=True, help="Replace a bundle that stands where the new one goes.")
 @click.option(
     "--dry-run",
@@ -190,6 +196,7 @@ def command(
     atol: float | None,
     rtol: float | None,
     trust_pickle: bool,
+    measure_latency: bool,
     force: bool,
     dry_run: bool,
     as_json: bool,
@@ -230,6 +237,7 @@ def command(
         atol=atol,
         rtol=rtol,
         trust_pickle=trust_pickle,
+        measure_latency=measure_latency,
         force=force,
         dry_run=dry_run,
     )

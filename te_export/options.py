@@ -55,6 +55,8 @@ class ExportOptions:
             of the default bound of 4 times torch's own error. A missing one counts as 0.
         trust_pickle: let the checkpoint run the code it names. Only for files whose author you trust with
             this machine.
+        measure_latency: time the joint graph and the task graphs of every variant on this machine, and write the
+            figures into the manifest and the reports, whose bytes then differ from one export to the next.
         force: replace a bundle that stands where the new one goes.
         dry_run: do everything, checks included, and publish nothing.
 
@@ -77,6 +79,7 @@ class ExportOptions:
     atol: float | None = None
     rtol: float | None = None
     trust_pickle: bool = False
+    measure_latency: bool = False
     force: bool = False
     dry_run: bool = False
 

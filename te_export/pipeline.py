@@ -2,7 +2,7 @@
 modules they come from.
 
     checkpoint or module → model → capture → rewrite → partition → rewrite → structure → references → (pruned graphs) →
-    staged files → parity → further precisions → manifest → published bundle
+    staged files → parity → further precisions → (latency) → manifest → published bundle
 
 Parity is checked on the staged files themselves, opened the way te_runtime opens them, after the torch
 model has been let go: what was verified is what is shipped, and memory never holds both.
@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from te_export.add_latency import AddedLatency, measure_latency, staged_opener
 from te_export.add_pruned import AddedPruned, add_pruned, pruned_entries
 from te_export.add_variants import AddedVariants, add_variants
 from te_export.bundle.golden import GOLDEN_NAME, golden_file
@@ -45,7 +46,7 @@ from te_export.rewrite.log import RewriteLog
 from te_export.rewrite.rewrite import rewrite, rewrite_cut
 from te_export.verify.eager import check_eager
 from te_export.verify.parity import verify_graphs
-from te_export.verify.probe_rows import make_probe_rows
+from te_export.verify.probe_rows import ORDINARY, make_probe_rows
 from te_export.verify.reachability import check_reachability
 from te_export.verify.references import References, evaluate_references, utilization
 from te_export.verify.structure import check_structure
@@ -148,16 +149,18 @@ def export(
                 f"{len(written.references.rows)} rows through every graph at batch sizes 1, 2, 7 and 64"
             )
         added = _add_lower_precisions(staged, written, options, steps)
+        fp32 = build_variant(
+            "fp32",
+            written.graphs,
+            parity,
+            optimized=options.optimize,
+            target_provider=options.provider,
+            pruned=pruned,
+        )
+        variants = (fp32, *added.variants)
+        timed = _measure_latency(staged, written, variants, steps) if options.measure_latency else None
         with steps.step("publish") as step:
-            fp32 = build_variant(
-                "fp32",
-                written.graphs,
-                parity,
-                optimized=options.optimize,
-                target_provider=options.provider,
-                pruned=pruned,
-            )
-            manifest = _write_manifest(staged, written, (fp32, *added.variants), added.notes, opset=opset)
+            manifest = _write_manifest(staged, written, variants, added=added, timed=timed, opset=opset)
             if not options.dry_run:
                 staged.publish()
             step.detail = "nothing (dry run)" if options.dry_run else str(target)
@@ -166,7 +169,7 @@ def export(
         published=not options.dry_run,
         manifest=manifest,
         task_size_bytes=dict(written.graphs.task_size_bytes),
-        notes=(*notes, *written.notes, *added.notes, *added.timing_notes),
+        notes=(*notes, *written.notes, *added.notes, *added.timing_notes, *(timed.notes if timed else ())),
         size_bytes=sum(entry.size_bytes for entry in staged.files),
         step_seconds=steps.seconds,
         rewrites=written.rewrites,
@@ -288,12 +291,24 @@ def _add_lower_precisions(
     )
 
 
+def _measure_latency(
+    staged: StagedBundle, written: _Written, variants: tuple[Variant, ...], steps: Steps
+) -> AddedLatency:
+    rows = written.references.rows
+    start, stop = next((start, stop) for name, start, stop in rows.groups if name == ORDINARY)
+    with steps.step("latency") as step:
+        timed = measure_latency(variants, rows.x[start:stop], staged_opener(staged.root))
+        step.detail = timed.detail
+    return timed
+
+
 def _write_manifest(
     staged: StagedBundle,
     written: _Written,
     variants: tuple[Variant, ...],
-    notes: tuple[str, ...],
     *,
+    added: AddedVariants,
+    timed: AddedLatency | None,
     opset: int,
 ) -> Manifest:
     golden, groups = golden_file(written.references, [spec.name for spec in written.graphs.joint.inputs])
@@ -305,10 +320,11 @@ def _write_manifest(
         golden=Golden(path=GOLDEN_NAME, groups=groups),
         utilization=utilization(written.references),
         files=staged.files,
+        latency=None if timed is None else timed.latency,
     )
-    told = (*written.notes, *notes)
+    told = (*written.notes, *added.notes, *(timed.notes if timed else ()))
     for name, render in ((REPORT_NAME, render_report), (HTML_REPORT_NAME, render_html)):
-        text = render(manifest, told, written.rewrites, written.pruned.tasks)
+        text = render(manifest, told, written.rewrites, written.pruned.tasks, left_out=added.failed)
         staged.write(name, [text.encode("utf-8")])
         manifest = manifest._replace(files=staged.files)
     data = serialize_manifest(manifest)

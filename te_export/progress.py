@@ -15,7 +15,7 @@ class Progress(Protocol):
 
     def started(self, step: str) -> None:
         """A step began; `step` is a verb: read, capture, rewrite, partition, reference, (prune), write, verify,
-        publish."""
+        (a variant), (latency), publish."""
 
     def finished(self, step: str, detail: str, seconds: float) -> None:
         """A step ended after `seconds` of wall time; `detail` says what came of it."""

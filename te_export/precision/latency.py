@@ -36,6 +36,7 @@ class LatencyRatio:
         ratio: median over rounds of its latency over the first session's in the same round; below 1 is faster.
         low, high: the 10th and the 90th percentile of the same.
         latency_us: its median latency in microseconds.
+        latency_low_us, latency_high_us: the 10th and the 90th percentile of the same.
         rounds: how many were timed.
     """
 
@@ -45,6 +46,8 @@ class LatencyRatio:
     low: float
     high: float
     latency_us: float
+    latency_low_us: float
+    latency_high_us: float
     rounds: int
 
 
@@ -92,13 +95,16 @@ def _summarize(
     name: str, batch: int, latencies: NDArray[np.float64], ratios: NDArray[np.float64]
 ) -> LatencyRatio:
     low, ratio, high = np.percentile(ratios, (10, 50, 90)).tolist()
+    fastest, middle, slowest = (np.percentile(latencies, (10, 50, 90)) / 1e3).tolist()
     return LatencyRatio(
         name=name,
         batch=batch,
         ratio=ratio,
         low=low,
         high=high,
-        latency_us=float(np.median(latencies)) / 1e3,
+        latency_us=middle,
+        latency_low_us=fastest,
+        latency_high_us=slowest,
         rounds=len(latencies),
     )
 

@@ -1,6 +1,7 @@
 """report.html: report.md's figures and a heat map of the routing, as one page for a browser.
 
-Self-contained: no script, and nothing that is fetched. No times, no paths: the same bundle gives the same page.
+Self-contained: no script, and nothing that is fetched. No paths, and no times but latency that was asked for: the same
+bundle gives the same page.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.resources import files
 
-from te_export.options import TaskPruning
+from te_export.options import FailedVariant, TaskPruning
 from te_export.report.heat_colours import HEAT_STEPS
 from te_export.report.html_page import make_page
 from te_export.rewrite.log import RewriteLog
@@ -21,9 +22,18 @@ _LONGEST = 2000
 
 
 def render_html(
-    manifest: Manifest, notes: Sequence[str], rewrites: RewriteLog, pruning: Sequence[TaskPruning] = ()
+    manifest: Manifest,
+    notes: Sequence[str],
+    rewrites: RewriteLog,
+    pruning: Sequence[TaskPruning] = (),
+    *,
+    left_out: Sequence[FailedVariant] = (),
 ) -> str:
-    """The whole report as one HTML page. Every name, value and note is escaped, whatever it holds."""
+    """The whole report as one HTML page. Every name, value and note is escaped, whatever it holds.
+
+    Args:
+        left_out: the variants that were asked for and are not in the bundle.
+    """
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -34,7 +44,7 @@ def render_html(
         autoescape=True, finalize=shown, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     source = files("te_export").joinpath("report", "report.html.jinja").read_text(encoding="utf-8")
-    page = make_page(manifest, notes, rewrites, pruning)
+    page = make_page(manifest, notes, rewrites, pruning, left_out=left_out)
     return environment.from_string(source).render(page=page, heat_steps=HEAT_STEPS)
 
 

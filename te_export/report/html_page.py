@@ -5,22 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from te_export.options import TaskPruning
+from te_export.options import FailedVariant, TaskPruning
 from te_export.report.heat_map import HeatBand, heat_bands
 from te_export.report.html_files import FileSizes, file_sizes
 from te_export.report.html_parity import VariantParity, tasks_parity, variant_parity
 from te_export.report.html_summary import summary_sentences
 from te_export.report.html_table import Column, Table, columns, make_table
+from te_export.report.latency_figures import (
+    LATENCY_HEADINGS,
+    LATENCY_NUMBERS,
+    latency_meaning,
+    latency_row,
+    timed_graphs,
+)
+from te_export.report.layer_figures import LAYER_NUMBERS, kept_in, layer_meaning, layer_tables
+from te_export.report.left_out import left_out_rows
 from te_export.report.pruning_figures import EXPERT_HEADINGS, expert_rows, found_line
 from te_export.report.rewrite_costs import COST_HEADINGS, cost_rows, node_list
 from te_export.report.variant_figures import accuracy_table, judged_rows, loss_meaning
 from te_export.rewrite.log import RewriteLog
-from te_runtime.manifest import Manifest, TensorSpec, Variant
+from te_runtime.manifest import Latency, Manifest, TensorSpec, Variant
 
-__all__ = ["Accuracy", "Exported", "Page", "Pruning", "Rewrites", "Routing", "make_page"]
+__all__ = ["Accuracy", "Exported", "Layers", "Page", "Pruning", "Rewrites", "Routing", "Timings", "make_page"]
 
 _OPEN_ROWS = 40
 _OPEN_EXPERTS = 16
+_OPEN_LAYERS = 16
+_OPEN_LATENCIES = 18
 _LISTED = 100
 
 
@@ -72,6 +83,24 @@ class Accuracy:
     table: Table
     kept_weights: tuple[str, ...]
     kept_in: str
+    layers: Layers | None
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What each layer of a variant costs."""
+
+    meaning: str
+    tables: tuple[Table, ...]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """What was measured of latency."""
+
+    meaning: str
+    joint: Table
+    tasks: Table | None
 
 
 @dataclass(frozen=True)
@@ -95,6 +124,8 @@ class Page:
     rewrites: Rewrites
     sizes: FileSizes
     accuracy: tuple[Accuracy, ...]
+    left_out: tuple[tuple[str, str], ...]
+    latency: Timings | None
     pruning: Pruning | None
     notes: tuple[str, ...]
     target_provider: str
@@ -102,19 +133,26 @@ class Page:
 
 
 def make_page(
-    manifest: Manifest, notes: Sequence[str], rewrites: RewriteLog, pruning: Sequence[TaskPruning]
+    manifest: Manifest,
+    notes: Sequence[str],
+    rewrites: RewriteLog,
+    pruning: Sequence[TaskPruning],
+    *,
+    left_out: Sequence[FailedVariant],
 ) -> Page:
     """Everything the template needs, as text that is not yet escaped."""
     count = len(manifest.tasks)
     return Page(
         title=f"{manifest.model.family}: {count} {'task' if count == 1 else 'tasks'}",
-        summary=tuple(summary_sentences(manifest)),
+        summary=tuple(summary_sentences(manifest, left_out)),
         exported=_exported(manifest),
         parity=tuple(variant_parity(variant) for variant in manifest.variants),
         routing=_routing(manifest),
         rewrites=_rewrites(rewrites),
         sizes=file_sizes(manifest),
         accuracy=tuple(_accuracy(variant) for variant in manifest.variants if variant.accuracy),
+        left_out=tuple(left_out_rows(left_out)),
+        latency=None if manifest.latency is None else _latency(manifest, manifest.latency),
         pruning=_pruning(manifest.variants[0], pruning) if pruning else None,
         notes=tuple(notes),
         target_provider=manifest.variants[0].target_provider,
@@ -220,7 +258,35 @@ def _accuracy(variant: Variant) -> Accuracy:
             rows,
         ),
         kept_weights=variant.kept_weights,
-        kept_in="8 bits" if variant.precision == "int4" else "float32",
+        kept_in=kept_in(variant),
+        layers=_layers(variant) if variant.layers else None,
+    )
+
+
+def _layers(variant: Variant) -> Layers:
+    return Layers(
+        meaning=layer_meaning(variant),
+        tables=tuple(
+            make_table(
+                f"{variant.precision}: {table.title}",
+                columns(*table.headings, numbers=LAYER_NUMBERS, code=("weights",)),
+                table.rows,
+                open_rows=_OPEN_LAYERS,
+            )
+            for table in layer_tables(variant)
+        ),
+    )
+
+
+def _latency(manifest: Manifest, latency: Latency) -> Timings:
+    timed = list(timed_graphs(manifest))
+    headings = columns(*LATENCY_HEADINGS, numbers=LATENCY_NUMBERS)
+    joint = [latency_row(entry) for entry in timed if entry.task is None]
+    tasks = [latency_row(entry) for entry in timed if entry.task is not None]
+    return Timings(
+        meaning=latency_meaning(latency),
+        joint=make_table("Joint graph: all tasks at once", headings, joint),
+        tasks=make_table("Task graphs", headings, tasks, open_rows=_OPEN_LATENCIES) if tasks else None,
     )
 
 

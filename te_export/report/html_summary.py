@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from te_export.options import FailedVariant
 from te_export.report.html_files import folder_bytes
 from te_export.report.html_parity import worst_group
+from te_export.report.latency_figures import measured_on, microseconds, timed_graphs
 from te_export.report.variant_figures import judged_rows
-from te_runtime.manifest import Manifest, Variant
+from te_runtime.manifest import Latency, Manifest, Variant
 
 __all__ = ["summary_sentences"]
 
 _NAMED = 6
 
 
-def summary_sentences(manifest: Manifest) -> Iterator[str]:
-    """A sentence or two for each: what it is, how exact, how large, what lower precision costs, what is pruned."""
+def summary_sentences(manifest: Manifest, left_out: Sequence[FailedVariant] = ()) -> Iterator[str]:
+    """A sentence or two for each: what it is, how exact, how large, what lower precision costs, what is left out, how
+    fast, what is pruned.
+    """
     yield _what(manifest)
     yield _exactness(manifest.variants[0])
     yield _sizes(manifest)
     for variant in manifest.variants[1:]:
         yield _lower_precision(manifest, variant)
+    if left_out:
+        names = [failed.precision for failed in left_out]
+        yield f"Asked for and left out: {', '.join(names)}. Why is told with the variants."
+    if manifest.latency is not None:
+        yield _latency(manifest, manifest.latency)
     pruned = [graphs.task for graphs in manifest.variants[0].tasks if graphs.pruned is not None]
     if pruned:
         tasks = "every task" if len(pruned) == len(manifest.tasks) else _names(pruned)
@@ -76,6 +85,19 @@ def _lower_precision(manifest: Manifest, variant: Variant) -> str:
     )
     lost = f"{worst.loss_points:.2f} of the {worst.budget_points:g} percentage points allowed"
     return f"{size} {worst.task} loses most in it: {lost}, over {judged_rows(variant)}.{caveat}"
+
+
+def _latency(manifest: Manifest, latency: Latency) -> str:
+    """All tasks for the smallest batch that was timed, variant by variant."""
+    joint = [timed for timed in timed_graphs(manifest) if timed.task is None]
+    fewest = min((timed.figures.batch for timed in joint), default=0)
+    shown = ", ".join(
+        f"{microseconds(timed.figures.p50_us)} in {timed.precision}"
+        for timed in joint
+        if timed.figures.batch == fewest
+    )
+    rows = "one row" if fewest == 1 else f"{fewest} rows"
+    return f"All tasks for {rows} at a time took {shown or 'an unknown time'}, on {measured_on(latency)}."
 
 
 def _names(names: tuple[str, ...] | list[str]) -> str:

@@ -1,13 +1,16 @@
 """report.md: what was exported and how exact it is, for a person.
 
-No times, no paths: the same bundle gives the same report.
+No paths, and no times but latency that was asked for: the same bundle gives the same report.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from te_export.options import TaskPruning
+from te_export.options import FailedVariant, TaskPruning
+from te_export.report.latency_figures import LATENCY_HEADINGS, latency_meaning, latency_row, timed_graphs
+from te_export.report.layer_figures import kept_in, layer_meaning, layer_tables
+from te_export.report.left_out import left_out_rows
 from te_export.report.pruning_figures import EXPERT_HEADINGS, expert_rows, found_line
 from te_export.report.rewrite_costs import COST_HEADINGS, cost_rows, node_list
 from te_export.report.variant_figures import accuracy_table, judged_rows, loss_meaning
@@ -18,17 +21,29 @@ __all__ = ["REPORT_NAME", "render_report"]
 
 REPORT_NAME = "report.md"
 _SHOWN_REWRITES = 24
+_OPEN_ROWS = 24
 
 
 def render_report(
-    manifest: Manifest, notes: Sequence[str], rewrites: RewriteLog, pruning: Sequence[TaskPruning] = ()
+    manifest: Manifest,
+    notes: Sequence[str],
+    rewrites: RewriteLog,
+    pruning: Sequence[TaskPruning] = (),
+    *,
+    left_out: Sequence[FailedVariant] = (),
 ) -> str:
-    """The whole report as Markdown."""
+    """The whole report as Markdown.
+
+    Args:
+        left_out: the variants that were asked for and are not in the bundle.
+    """
     parts = [
         f"# {manifest.model.family}: {len(manifest.tasks)} tasks\n",
         _overview(manifest),
         *([_rewrites(manifest.variants[0], rewrites)] if rewrites.costs else []),
         *(_accuracy(variant) for variant in manifest.variants if variant.accuracy),
+        *([_left_out(left_out)] if left_out else []),
+        _latency(manifest),
         *([_pruning(pruning)] if pruning else []),
         *(_variant(variant) for variant in manifest.variants),
         _routing(manifest.utilization),
@@ -83,7 +98,6 @@ def _shown(entries: Sequence[object]) -> Sequence[object]:
 def _accuracy(variant: Variant) -> str:
     headings, rows = accuracy_table(variant)
     kept = "".join(f"- `{name}`\n" for name in variant.kept_weights)
-    held = "8 bits" if variant.precision == "int4" else "float32"
     return (
         f"## {variant.precision} ({variant.form}): what each task lost\n\n"
         f"Against the float64 oracle, over {judged_rows(variant)}. Loss: {loss_meaning(variant)}. "
@@ -91,10 +105,45 @@ def _accuracy(variant: Variant) -> str:
         "the oracle's; routing KL is the mean divergence of the routing weights from the oracle's, in nats.\n\n"
         + _table(headings, rows)
         + (
-            f"\nWeights that are held in {held}, because a task would lose too much:\n\n{kept}"
+            f"\nWeights that are held in {kept_in(variant)}, because a task would lose too much:\n\n{kept}"
             if kept
             else ""
         )
+        + _layers(variant)
+    )
+
+
+def _layers(variant: Variant) -> str:
+    """What each layer costs; nothing for a variant that does not tell."""
+    tables = layer_tables(variant)
+    if not tables:
+        return ""
+    return (
+        f"\n### {variant.precision}: what each layer costs\n\n{_escaped(layer_meaning(variant))}\n"
+        + "".join(
+            _foldable(f"{variant.precision}, {table.title}", table.headings, table.rows) for table in tables
+        )
+    )
+
+
+def _foldable(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table under its title; one of many rows is folded where Markdown is shown as HTML."""
+    text = _table(headings, rows)
+    if len(rows) <= _OPEN_ROWS:
+        return f"\n{title}:\n\n{text}"
+    return f"\n<details><summary>{title} ({len(rows):,} rows)</summary>\n\n{text}\n</details>\n"
+
+
+def _left_out(left_out: Sequence[FailedVariant]) -> str:
+    entries = "".join(f"- {precision}: {_escaped(reason)}\n" for precision, reason in left_out_rows(left_out))
+    return f"## Variants that were asked for and are left out\n\n{entries}"
+
+
+def _latency(manifest: Manifest) -> str:
+    if manifest.latency is None:
+        return "## Latency\n\nNot measured; `te-export --measure-latency` does.\n"
+    return f"## Latency\n\n{_escaped(latency_meaning(manifest.latency))}\n\n" + _table(
+        LATENCY_HEADINGS, (latency_row(timed) for timed in timed_graphs(manifest))
     )
 
 

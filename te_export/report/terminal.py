@@ -10,10 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from te_export.options import ExportResult, TaskPruning
+from te_export.report.latency_figures import measured_on, microseconds, timed_graphs
+from te_export.report.layer_figures import costliest_layers
 from te_export.report.pruning_figures import EXPERT_HEADINGS, expert_rows, found_line
 from te_export.report.rewrite_costs import COST_HEADINGS, cost_rows
 from te_export.report.variant_figures import accuracy_table, judged_rows, loss_meaning
-from te_runtime.manifest import TaskParity, Variant
+from te_runtime.manifest import Latency, Manifest, TaskParity, Variant
 
 __all__ = ["result_lines"]
 
@@ -37,6 +39,9 @@ def result_lines(result: ExportResult, *, verbose: bool) -> Iterator[str]:
             yield from _accuracy_lines(variant)
         if result.variants:
             yield "arg-max, top expert: rows in which the largest output and routing weight are the oracle's"
+    if result.manifest.latency is not None:
+        yield ""
+        yield from _latency_lines(result.manifest, result.manifest.latency)
     if result.pruning:
         yield ""
         yield from _pruning_lines(result.pruning)
@@ -127,7 +132,32 @@ def _accuracy_lines(variant: Variant) -> list[str]:
         f"{variant.precision} ({variant.form}) against the oracle, {judged_rows(variant)}",
         *_printed(table),
         f"loss: {loss_meaning(variant)}",
+        *([f"layers that cost most points: {costliest}"] if (costliest := costliest_layers(variant)) else []),
     ]
+
+
+def _latency_lines(manifest: Manifest, latency: Latency) -> Iterator[str]:
+    """A line per graph and variant, for all tasks and the first of them."""
+    yield f"latency, median and over fp32, on {measured_on(latency)}"
+    rows: dict[tuple[str | None, str], dict[int, str]] = {}
+    for timed in timed_graphs(manifest):
+        figures = timed.figures
+        told = f"{microseconds(figures.p50_us)} {figures.ratio:.2f}x"
+        rows.setdefault((timed.task, timed.precision), {})[figures.batch] = told
+    batches = sorted({batch for cells in rows.values() for batch in cells})
+    shown = {task: None for task, _ in rows}
+    tasks = list(shown)[: _SHOWN_TASKS + 1]
+    table = Table(box=None, pad_edge=False, header_style="", padding=(0, 2, 0, 0))
+    table.add_column("graph", overflow="fold")
+    table.add_column("variant", no_wrap=True)
+    for batch in batches:
+        table.add_column(f"B={batch}", justify="right", no_wrap=True)
+    for (task, precision), cells in rows.items():
+        if task in tasks:
+            table.add_row(task or "all tasks", precision, *(cells.get(batch, "-") for batch in batches))
+    yield from _printed(table)
+    if len(shown) > len(tasks):
+        yield f"… and {len(shown) - len(tasks)} more tasks: report.md shows all"
 
 
 def _pruning_lines(pruning: tuple[TaskPruning, ...]) -> Iterator[str]:

@@ -23,11 +23,13 @@ from numpy.typing import NDArray
 
 import te_export
 import te_runtime
-from te_export import cli, cli_frame, pipeline
+from te_export import add_variants, cli, cli_frame, pipeline
+from te_export.bundle.staged_graphs import StagedGraphs
 from te_export.capture.joint_graph import JointGraph
+from te_export.errors import ParityError
 from te_export.models.exportable import ExportableModel
 from te_export.models.task_expert import TaskExpertConfig, TaskExpertModel
-from te_export.precision import activation_ranges, repair, trial, variants
+from te_export.precision import activation_ranges, form_trial, trial, variants
 from te_export.precision.latency import LatencyRatio, measure_ratios
 from te_runtime.bundle import open_bundle
 from te_runtime.manifest import Variant
@@ -337,6 +339,33 @@ def test_the_report_tells_what_each_task_lost(result: te_export.ExportResult) ->
         assert f"## {precision}: parity with torch in float64" in report
 
 
+def test_the_reports_tell_what_each_layer_costs(result: te_export.ExportResult) -> None:
+    markdown, page = ((result.bundle / name).read_text() for name in ("report.md", "report.html"))
+    for precision in LOWER:
+        variant = variant_of(result, precision)
+        (summary,) = (entry for entry in result.variants if entry.precision == precision)
+        named = [name for layer in variant.layers for name in layer.weights]
+        assert {*summary.converted, *variant.kept_weights} <= set(named)
+        assert f"### {precision}: what each layer costs" in markdown
+        assert f"<h3>{precision}: what each layer costs</h3>" in page
+        for layer in variant.layers:
+            assert layer.loss is not None
+            budget = {entry.task: entry.loss_points for entry in variant.accuracy}
+            if not variant.kept_weights:
+                assert layer.loss.loss_points == budget[layer.loss.task]
+    assert variant_of(result, "fp32").layers == ()
+
+
+def test_layers_cost_the_tasks_that_read_them(result: te_export.ExportResult) -> None:
+    """Gates are read by their task alone, and experts by all."""
+    layers = [layer for precision in LOWER for layer in variant_of(result, precision).layers]
+    for place, task in enumerate(result.manifest.task_names):
+        own = [layer for layer in layers if f"gating_networks.{place}.gate.0.weight" in layer.weights]
+        assert len(own) == len(LOWER)
+        assert {layer.tasks for layer in own} == {(task,)}
+    assert all(layer.tasks is None for layer in layers if layer.weights[0].startswith("experts."))
+
+
 def test_what_was_timed_is_told_and_written_nowhere(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,7 +373,17 @@ def test_what_was_timed_is_told_and_written_nowhere(
 
     def slow(sessions: Mapping[str, object], feeds: Mapping[int, object]) -> tuple[LatencyRatio, ...]:
         return tuple(
-            LatencyRatio(name, batch, ratio=1.75, low=1.5, high=2.0, latency_us=123.0, rounds=9)
+            LatencyRatio(
+                name,
+                batch,
+                ratio=1.75,
+                low=1.5,
+                high=2.0,
+                latency_us=123.0,
+                latency_low_us=120.0,
+                latency_high_us=130.0,
+                rounds=9,
+            )
             for batch in feeds
             for name in sessions
         )
@@ -385,8 +424,57 @@ def test_a_variant_that_cannot_be_built_is_left_out_and_told_of(
     assert {path.name for path in target.iterdir()} == {
         *("fp32", "golden.npz", "manifest.json", "report.html", "report.md")
     }
+    for name in ("report.md", "report.html"):
+        report = (target / name).read_text()
+        assert report.count("dynamic: no layer is large enough to convert, so nothing would be gained") == 1
+        assert report.count("block4: no layer is large enough to convert, so nothing would be gained") == 1
     with te_runtime.load(target) as model:
         assert model.verify().ok
+
+
+def test_why_a_variant_is_left_out_names_no_folder_of_this_machine(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is staged in a folder of another name each time, and the reports are to have the same bytes."""
+
+    def refuse(precision: str, graphs: StagedGraphs, references: object) -> None:
+        raise ParityError(f"{graphs.root / graphs.joint.path}: its graphs differ from one another")
+
+    monkeypatch.setattr(add_variants, "verify_lower_precision", refuse)
+    options = te_export.ExportOptions(precisions=("fp32", "int8"))
+
+    result = te_export.export(digits.model_pt, tmp_path / "out", options)
+
+    (failed,) = result.failed_variants
+    assert failed.reason == "int8 is left out: int8/joint.onnx: its graphs differ from one another"
+    for name in ("report.md", "report.html"):
+        assert "int8/joint.onnx: its graphs differ from one another" in (result.bundle / name).read_text()
+
+
+def test_latency_is_written_down_where_it_was_asked_for(command: Command, tiny: Path, tmp_path: Path) -> None:
+    plain, timed = tmp_path / "plain", tmp_path / "timed"
+
+    assert command(tiny, "-o", plain).code == 0
+    done = command(tiny, "-o", timed, "--measure-latency")
+
+    assert done.code == 0
+    assert "latency, median and over fp32, on " in done.out
+    assert re.search(
+        r"^  latency +\d+\.\d\d s  3 graphs over 1, 8, 64 rows, one thread$", done.err, re.MULTILINE
+    )
+    assert open_bundle(plain).manifest.latency is None
+    manifest = open_bundle(timed).manifest
+    assert manifest.latency is not None
+    assert [(entry.path, entry.batch) for entry in manifest.latency.graphs] == [
+        (f"fp32/{name}.onnx", batch)
+        for name in ("joint", "task-task_0", "task-task_1")
+        for batch in (1, 8, 64)
+    ]
+    one, other = files(plain), files(timed)
+    assert {name for name in one if one[name] != other[name]} == {"manifest.json", "report.md", "report.html"}
+    for name in ("report.md", "report.html"):
+        assert manifest.latency.machine in other[name].decode()
+        assert str(tmp_path) not in other[name].decode()
 
 
 def test_a_budget_of_nothing_keeps_layers_in_8_bits_or_leaves_the_variant_out(
@@ -477,7 +565,7 @@ def test_a_disk_that_fills_while_int8_is_built_leaves_nothing(
 
     where, name = {
         "weights": (trial, "weight_chunks"),
-        "folder": (repair.tempfile, "mkdtemp"),
+        "folder": (form_trial.tempfile, "mkdtemp"),
         "calibration graph": (activation_ranges, "linked_bytes"),
     }[what]
     monkeypatch.setattr(where, name, fail)

@@ -97,6 +97,7 @@ def test_outliers_show_in_the_spread_alone() -> None:
     assert entry.ratio == 1.0
     assert entry.low == 1.0
     assert entry.high == 9.0
+    assert (entry.latency_low_us, entry.latency_us, entry.latency_high_us) == (100.0, 100.0, 900.0)
 
 
 @pytest.mark.parametrize(("latency_us", "rounds"), [(1, 500), (1e5, 5), (2.4e5, 2), (9e5, 1), (1e8, 1)])

@@ -34,7 +34,17 @@ def build(wide_graphs: Callable[[], GraphSet], wide_references: References, tmp_
 def latencies(monkeypatch: pytest.MonkeyPatch, ratios: Mapping[str, float]) -> None:
     def measured(sessions: Mapping[str, object], feeds: Mapping[int, object]) -> tuple[LatencyRatio, ...]:
         return tuple(
-            LatencyRatio(name, batch, ratios[name], ratios[name], ratios[name], latency_us=1.0, rounds=1)
+            LatencyRatio(
+                name,
+                batch,
+                ratios[name],
+                ratios[name],
+                ratios[name],
+                latency_us=1.0,
+                latency_low_us=1.0,
+                latency_high_us=1.0,
+                rounds=1,
+            )
             for batch in feeds
             for name in sessions
         )

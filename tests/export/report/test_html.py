@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 
 import te_export
-from te_export.options import TaskPruning
+from te_export.options import FailedVariant, TaskPruning
 from te_export.pruning.expert_use import ExpertUse
 from te_export.report.heat_colours import HEAT_STEPS, HeatStep, heat_step
 from te_export.report.html import HTML_REPORT_NAME, render_html, visible
@@ -19,8 +19,12 @@ from te_export.rewrite.log import Applied, Declined, GraphCost, GraphCosts, Rewr
 from te_runtime.manifest import (
     FileEntry,
     Golden,
+    GraphLatency,
     GraphSpec,
     GroupParity,
+    Latency,
+    LayerAccuracy,
+    LayerLoss,
     Manifest,
     ModelInfo,
     OutputParity,
@@ -122,6 +126,16 @@ def pruned(task: str) -> PrunedGraph:
     )
 
 
+def layers(tasks: tuple[str, ...], kept: str) -> tuple[LayerAccuracy, ...]:
+    """Shared experts, a kept head of the first task, and what was not measured."""
+    loss = LayerLoss(tasks[0], 0.75, 0.5, 0.02, 0.01)
+    return (
+        LayerAccuracy(("experts.0.weight", "experts.1.weight"), 131_072, None, "converted", loss),
+        LayerAccuracy((kept,), 16_385, tasks[:1], "kept", loss),
+        LayerAccuracy(("gates.0.weight",), 16_386, tasks[:1], "converted", None),
+    )
+
+
 def variant(precision: Precision, tasks: tuple[str, ...], gated: int, prune: bool = False) -> Variant:
     lower = precision != "fp32"
     return Variant(
@@ -145,6 +159,7 @@ def variant(precision: Precision, tasks: tuple[str, ...], gated: int, prune: boo
         kept_weights=("heads.0.weight",) if lower else (),
         accuracy=tuple(accuracy(task) for task in tasks) if lower else (),
         parity=tuple(parity(task, gate=place < gated) for place, task in enumerate(tasks)),
+        layers=layers(tasks, "heads.0.weight") if lower else (),
     )
 
 
@@ -196,6 +211,20 @@ def manifest(
     return made._replace(files=tuple(FileEntry(path, sizes.get(path, 1_234), "cd" * 32) for path in paths))
 
 
+def with_latency(made: Manifest, machine: str = "A CPU of 2.9 GHz") -> Manifest:
+    """The same with a time for each joint graph and task graph; a variant is as much faster as it is late."""
+    graphs = tuple(
+        GraphLatency(path, batch, 120.0 * batch, 100.0 * batch, 900.0 * batch, 321, 1 / (1 + place))
+        for place, entry in enumerate(made.variants)
+        for path in (entry.joint.path, *(task.graph.path for task in entry.tasks))
+        for batch in (1, 8, 64)
+    )
+    return made._replace(latency=Latency(machine, "1.31.1", "cpu", 1, graphs))
+
+
+LEFT_OUT = (FailedVariant("fp16", "fp16 is left out: float16 cannot hold 3 of 40 weights"),)
+
+
 def pruning(task: str) -> TaskPruning:
     kept = ExpertUse((0.6, 0.05, 0.35), (0.9, 0.0712, 0.8))
     return TaskPruning(task, kept, 0.5, removed=(1,), loss_points=0.12, added_bytes=393_216)
@@ -222,6 +251,74 @@ def test_sections_of_what_was_not_asked_for_are_left_out() -> None:
 
     assert [attrs["id"] for attrs in seen.named("h2")] == [*COMMON, "provenance"]
     assert "None: the graphs are as they were captured." in seen.text
+    assert "left out" not in seen.text.lower()
+    assert "what each layer costs" not in seen.text
+    assert "Latency was not measured; te-export --measure-latency does." in seen.text
+    assert "this page holds no times and no paths" in seen.text
+
+
+def test_latency() -> None:
+    seen = read(render_html(with_latency(manifest(lower=("int8",))), (), LOG))
+
+    ids = [attrs["id"] for attrs in seen.named("h2")]
+    assert ids == [*COMMON, "latency", "provenance"]
+    assert "#latency" in [attrs["href"] for attrs in seen.named("a")]
+    place = seen.cells.index("321")
+    assert seen.cells[place - 6 : place + 8] == [
+        *("all tasks", "fp32", "1", "120 µs", "1.00x", "100 µs to 900 µs", "321"),
+        *("all tasks", "int8", "1", "120 µs", "0.50x", "100 µs to 900 µs", "321"),
+    ]
+    assert sum(cell == "task_2" for cell in seen.cells) > 2 * 3
+    told = "All tasks for one row at a time took 120 µs in fp32, 120 µs in int8, on A CPU of 2.9 GHz"
+    assert told in seen.text
+    assert "Measured on A CPU of 2.9 GHz, onnxruntime 1.31.1 on cpu, one thread." in seen.text
+    assert "was not measured" not in seen.text
+    assert "no times" not in seen.text
+    assert "a measurement, and so have other bytes each time" in seen.text
+
+
+def test_latency_of_the_joint_graph_alone() -> None:
+    made = with_latency(manifest())
+    assert made.latency is not None
+    made = made._replace(latency=made.latency._replace(graphs=made.latency.graphs[1:2]))
+
+    seen = read(render_html(made, (), LOG))
+
+    assert "All tasks for 8 rows at a time took 960 µs in fp32" in seen.text
+    assert "Task graphs" not in seen.text
+
+
+def test_what_each_layer_costs() -> None:
+    page = render_html(manifest(lower=("int8", "int4")), (), LOG)
+    seen = read(page)
+
+    place = seen.cells.index("experts.{0…1}.weight")
+    row = ["experts.{0…1}.weight", "8 bits", "0.250", "0.750", "task_0", "1.000", "131,072"]
+    assert seen.cells[place : place + 7] == row
+    place = seen.cells.index("heads.0.weight")
+    row = ["heads.0.weight", "float32, kept", "0.250", "0.750", "task_0", "1.000", "task_0", "16,385"]
+    assert seen.cells[place : place + 8] == row
+    assert seen.cells.count("not measured") == 2
+    assert "8 bits, kept" in seen.cells
+    assert seen.text.count("1 of 3 rows were not measured") == 2
+    assert "experts.<wbr>{0…1}.<wbr>weight</th>" in page
+
+
+def test_many_layers_are_opened_by_the_reader() -> None:
+    made = manifest(lower=("int8",))
+    fp32, int8 = made.variants
+    many = tuple(LayerAccuracy((f"w{place}x",), 1, None, "converted", None) for place in range(40))
+
+    page = render_html(made._replace(variants=(fp32, int8._replace(layers=many))), (), LOG)
+
+    assert "<summary>int8: layers that every task reads (40 rows)</summary>" in page
+
+
+def test_variants_that_are_left_out() -> None:
+    seen = read(render_html(manifest(), (), LOG, left_out=LEFT_OUT))
+
+    assert "\nfp16: float16 cannot hold 3 of 40 weights\n" in seen.text
+    assert "Asked for and left out: fp16. Why is told with the variants." in seen.text
 
 
 def test_what_was_exported() -> None:
@@ -362,7 +459,11 @@ def test_every_file_is_listed_with_its_size_and_sha256() -> None:
 PAGES: dict[str, Callable[[], str]] = {
     "plain": lambda: render_html(manifest(), (), LOG),
     "full": lambda: render_html(
-        manifest(lower=("int8", "int4"), prune=True), ["n"], LOG, [pruning("task_0")]
+        with_latency(manifest(lower=("int8", "int4"), prune=True)),
+        ["n"],
+        LOG,
+        [pruning("task_0")],
+        left_out=LEFT_OUT,
     ),
     "no gate": lambda: render_html(manifest(1, gated=0), (), NO_LOG),
 }
@@ -452,8 +553,8 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)
 def test_no_name_gets_out_of_its_place(name: str) -> None:
-    made = manifest(2, lower=("int8",), prune=True)
-    plain = read(render_html(made, ["n"], LOG, [pruning("t")]))
+    made = with_latency(manifest(2, lower=("int8",), prune=True))
+    plain = read(render_html(made, ["n"], LOG, [pruning("t")], left_out=LEFT_OUT))
     made = made._replace(
         model=made.model._replace(family=name, config={name: name, "dims": 3}, unused_parameters=(name,)),
         inputs=(made.inputs[0]._replace(name=name, shape=(name, 3)), made.inputs[1]),
@@ -462,19 +563,37 @@ def test_no_name_gets_out_of_its_place(name: str) -> None:
             entry._replace(task=f"{name}{place}") for place, entry in enumerate(made.utilization)
         ),
         variants=tuple(
-            entry._replace(kept_weights=(name,) * len(entry.kept_weights)) for entry in made.variants
+            entry._replace(
+                kept_weights=(name,) * len(entry.kept_weights),
+                layers=tuple(
+                    layer._replace(
+                        weights=(name,),
+                        tasks=layer.tasks and (name,),
+                        loss=layer.loss and layer.loss._replace(task=name),
+                    )
+                    for layer in entry.layers
+                ),
+            )
+            for entry in made.variants
         ),
         producer=made.producer._replace(torch=name),
+        latency=with_latency(made, name).latency,
     )
     log = RewriteLog(
         (Applied(name, name, name),), (Declined(name, name, name),), (replace(LOG.costs[0], graph=name),)
     )
 
-    page = render_html(made, [name], log, [replace(pruning(name), loss_points=None, reason=name)])
+    page = render_html(
+        made,
+        [name],
+        log,
+        [replace(pruning(name), loss_points=None, reason=name)],
+        left_out=[FailedVariant("fp16", name)],
+    )
 
     seen = read(page)
-    assert [tag for tag, _ in seen.tags] == [tag for tag, _ in plain.tags]
-    assert [list(attrs) for _, attrs in seen.tags] == [list(attrs) for _, attrs in plain.tags]
+    tags = [(tag, list(attrs)) for tag, attrs in seen.tags if tag != "wbr"]
+    assert tags == [(tag, list(attrs)) for tag, attrs in plain.tags if tag != "wbr"]
     assert visible(name) in seen.cells
     assert all(char.isprintable() or char == "\n" for char in page)
     page.encode("utf-8")
