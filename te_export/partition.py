@@ -5,8 +5,8 @@ No second capture; all share the same tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -32,6 +32,8 @@ class GraphSet:
         tasks: by task name: inputs → `prediction`, and `routing_weights` of a task that has a gate.
         tails: by task name: what the trunk gives, and inputs that the tail reads itself → the same; empty
             without a trunk.
+        joint_tails: what all tails read → what the joint graph gives. None without a trunk, and where there is
+            one tail.
         sources: as in JointGraph.
     """
 
@@ -39,13 +41,30 @@ class GraphSet:
     trunk: ir.Model | None
     tasks: dict[str, ir.Model]
     tails: dict[str, ir.Model]
+    joint_tails: ir.Model | None = None
     sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def models(self) -> tuple[ir.Model, ...]:
         """Every graph, the joint graph first."""
-        trunk = () if self.trunk is None else (self.trunk,)
-        return (self.joint, *trunk, *self.tasks.values(), *self.tails.values())
+        shared = [model for model in (self.trunk, self.joint_tails) if model is not None]
+        return (self.joint, *shared, *self.tasks.values(), *self.tails.values())
+
+    def changed(self, change: Callable[[ir.Model], ir.Model]) -> GraphSet:
+        """The same graphs, each as `change` gives it."""
+        return replace(
+            self,
+            joint=change(self.joint),
+            trunk=None if self.trunk is None else change(self.trunk),
+            tasks={name: change(model) for name, model in self.tasks.items()},
+            tails={name: change(model) for name, model in self.tails.items()},
+            joint_tails=None if self.joint_tails is None else change(self.joint_tails),
+        )
+
+    @property
+    def joined(self) -> tuple[ir.Model, ...]:
+        """The graphs that hold the tails of all tasks together: the joint graph, and the joint tails if there are."""
+        return (self.joint,) if self.joint_tails is None else (self.joint, self.joint_tails)
 
 
 def partition(captured: JointGraph) -> GraphSet:
@@ -59,11 +78,13 @@ def partition(captured: JointGraph) -> GraphSet:
     tasks = {task: cut_task(captured, task) for task in captured.tasks}
     boundary = _boundary(captured)
     tails = {task: _cut_tail(captured, task, boundary) for task in captured.tasks if boundary}
+    together = len(tails) > 1
     return GraphSet(
         joint=_cut(source, _inputs(source), outputs, name="joint"),
         trunk=_cut(source, _inputs(source), boundary, name="trunk") if boundary else None,
         tasks=tasks,
         tails=tails,
+        joint_tails=_cut_joint_tails(captured, outputs, boundary) if together else None,
         sources=captured.sources,
     )
 
@@ -86,8 +107,15 @@ def _boundary(captured: JointGraph) -> list[str]:
 
 def _cut_tail(captured: JointGraph, task: str, boundary: list[str]) -> ir.Model:
     own = captured.outputs_of(task)
-    inputs = boundary if boundary == [EXPERT_FEATURES] else [*boundary, *_inputs(captured.model)]
-    return _named(_cut(captured.model, inputs, own, name=f"tail-{task}"), task)
+    return _named(_cut(captured.model, _read_by_tails(captured, boundary), own, name=f"tail-{task}"), task)
+
+
+def _cut_joint_tails(captured: JointGraph, outputs: list[str], boundary: list[str]) -> ir.Model:
+    return _cut(captured.model, _read_by_tails(captured, boundary), outputs, name="joint-tails")
+
+
+def _read_by_tails(captured: JointGraph, boundary: list[str]) -> list[str]:
+    return boundary if boundary == [EXPERT_FEATURES] else [*boundary, *_inputs(captured.model)]
 
 
 def _inputs(model: ir.Model) -> list[str]:

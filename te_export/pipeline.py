@@ -228,7 +228,7 @@ def _write_graphs(
         )
         prove = check_reachability if model.expert_features is None else check_structure
         prove(graphs, model, captured)
-        kinds = "joint, task" if graphs.trunk is None else "joint, trunk, task, tail"
+        kinds = "joint, task" if graphs.trunk is None else "joint, trunk, task, tail, joint tails"
         step.detail = f"{len(graphs.models)} graphs ({kinds}), nothing lost in any"
     with steps.step("reference") as step, reference_threads(model.row_cost_bytes):
         references = evaluate_references(model, make_probe_rows(model))

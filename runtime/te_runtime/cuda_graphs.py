@@ -3,7 +3,8 @@
 A recording holds addresses, so each batch size keeps its inputs, its intermediates and its outputs on the device
 for as long as the model lives, and calls take turns. onnxruntime keeps recordings per thread and cannot record while
 other work is under way on the device (core/providers/cuda/cuda_graph.cc), so the model has one thread that
-everything runs on, and every size is recorded when the model is loaded: load it before other models predict.
+everything runs on, and every size is recorded when the model is loaded: load it before other models predict. So
+every graph of the mode is loaded then too: tails, and the joint tails beside them.
 Batches of any other size run as DeviceExecutor runs them, on the same thread.
 The documentation of onnxruntime's CUDA provider calls this `gpu_graph_id`: -1 leaves a run out of it.
 """
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from te_runtime.device_executor import Device, DeviceExecutor, DeviceGraphs
+from te_runtime.device_executor import Device, DeviceExecutor, DeviceGraphs, distinct_sessions
 from te_runtime.errors import InputError
 from te_runtime.manifest import TensorSpec
 from te_runtime.onnxruntime_install import import_onnxruntime
@@ -81,9 +82,12 @@ class GraphExecutor:
             rows: _fix_batch(ort, graphs, device, inputs, rows=rows, recording=number)
             for number, rows in enumerate(batch_sizes, start=1)
         }
+        tasks = tuple(graphs.answers)
         for rows in batch_sizes:
             zeros = {spec.name: _zeros(spec, rows) for spec in inputs}
-            self.run(zeros, rows, tuple(graphs.answers))
+            self.run(zeros, rows, tasks)
+            for task in tasks if graphs.joint_answers else ():  # whose tails have not run
+                self.run(zeros, rows, (task,))
 
     def run(
         self, feeds: Mapping[str, NDArray[np.generic]], rows: int, tasks: Sequence[str]
@@ -97,6 +101,9 @@ class GraphExecutor:
         """As Executor.run_parts. Recordings are for whole batches, so every tail runs for every row."""
         return pick_parts(self.run(feeds, rows, [part.task for part in parts]), parts)
 
+    def prepare(self, tasks: Sequence[str]) -> None:
+        """As Executor.prepare: everything is loaded from the start."""
+
     def _run_here(
         self, feeds: Mapping[str, NDArray[np.generic]], rows: int, tasks: Sequence[str]
     ) -> dict[str, Prediction]:
@@ -107,8 +114,8 @@ class GraphExecutor:
             batch.inputs[name].update_inplace(array)
         if batch.trunk is not None:
             batch.trunk.run()
-        answers = self._graphs.answers
-        sessions = dict.fromkeys(answers[task].session for task in tasks)
+        answers = self._graphs.answers_for(tasks)
+        sessions = [session.get() for session in distinct_sessions(answers.values())]
         for session in sessions:
             batch.answers[session].run()
         # The next call writes into the same values, so the answers are copies.
@@ -116,7 +123,9 @@ class GraphExecutor:
             session: [np.array(value.numpy()) for value in batch.answers[session].outputs]
             for session in sessions
         }
-        return {task: answers[task].reader.read(outputs[answers[task].session], rows) for task in tasks}
+        return {
+            task: answer.reader.read(outputs[answer.session.get()], rows) for task, answer in answers.items()
+        }
 
 
 def _fix_batch(
@@ -136,7 +145,7 @@ def _fix_batch(
         trunk = _bind(ort, graphs.trunk, values, device, rows=rows, options=options)
         names = (spec.name for spec in graphs.trunk.spec.outputs)
         values |= dict(zip(names, trunk.outputs, strict=True))
-    sessions = dict.fromkeys(answer.session for answer in graphs.answers.values())
+    sessions = [session.get() for session in graphs.deferred]
     bound = {session: _bind(ort, session, values, device, rows=rows, options=options) for session in sessions}
     return _FixedBatch(fixed_inputs, trunk, bound)
 

@@ -1,24 +1,27 @@
 """Runs the graphs of one plan: feeds in, a Prediction per task out.
 
 Which graphs run for a choice of tasks, and where their outputs are, is worked out the first time that choice
-is asked for: at one row, a call's own Python has to stay within a few µs.
+is asked for, and graphs that nothing needed before are loaded then: at one row, a call's own Python has to stay
+within a few µs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from te_runtime.answers import AnswerReader, TaskReader
 from te_runtime.bundle import Bundle
-from te_runtime.interfaces import BATCH_AXIS
+from te_runtime.deferred_session import DeferredSession, load_all
+from te_runtime.file_marks import FileMarks
+from te_runtime.interfaces import BATCH_AXIS, variant_graphs
 from te_runtime.manifest import GraphSpec, TaskSpec, Variant
-from te_runtime.plan import Mode, own_graph
+from te_runtime.onnxruntime_install import import_onnxruntime
+from te_runtime.plan import Mode, own_graph, takes_joint_tails
 from te_runtime.prediction import Prediction
 from te_runtime.providers import Provider
 from te_runtime.row_parts import RowPart, pick_parts
-from te_runtime.session import open_session
-from te_runtime.side_by_side import side_by_side
+from te_runtime.session import OrtSession, open_session
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +51,16 @@ class Executor(Protocol):
             A Prediction per task, in the order of `tasks`.
 
         Raises:
-            BundleError: a graph failed while it ran, or gave another shape than the manifest promises.
+            BundleError: a graph cannot be loaded, failed while it ran, or gave another shape than the manifest
+                promises.
+            ProviderError: the provider does not run every node of a graph.
+        """
+
+    def prepare(self, tasks: Sequence[str]) -> None:
+        """Load what `run` needs for `tasks`.
+
+        Raises:
+            BundleError, ProviderError: as run.
         """
 
     def run_parts(
@@ -70,10 +82,10 @@ class Executor(Protocol):
 
 
 class Answerer(NamedTuple):
-    """A task and the loaded graph that answers it; tasks may share a graph."""
+    """A task and the graph that answers it; tasks may share a graph."""
 
     task: TaskSpec
-    session: Session
+    session: Session | DeferredSession[OrtSession]
 
 
 class _Route:
@@ -90,17 +102,20 @@ class _Route:
     def __init__(self, answerers: Sequence[Answerer], offered: Sequence[str], provider: Provider) -> None:
         sessions = list({id(answerer.session): answerer.session for answerer in answerers}.values())
         numbers = {id(session): number for number, session in enumerate(sessions)}
-        self.steps = [(session.run, _names_unless(session.spec, offered)) for session in sessions]
+        self.steps = [(session.run, _names_unless(session.spec, offered)) for session in _loaded(sessions)]
         sources = [(numbers[id(answerer.session)], answerer.task) for answerer in answerers]
         self.reader = AnswerReader([session.spec for session in sessions], sources, provider)
 
 
 class SessionExecutor:
-    """The trunk, if there is one, once per call, then the graphs of the tasks asked for, each once."""
+    """The trunk, if there is one, once per call, then the graphs of the tasks asked for, each once, or the joint
+    tails for all of them.
+    """
 
     __slots__ = (
         "_answerers",
         "_cuts_rows",
+        "_joint_tails",
         "_offered",
         "_provider",
         "_readers",
@@ -117,15 +132,18 @@ class SessionExecutor:
         *,
         model_inputs: Sequence[str],
         provider: Provider,
+        joint_tails: Session | DeferredSession[OrtSession] | None = None,
     ) -> None:
-        """Wrap loaded graphs.
+        """Wrap graphs.
 
         Args:
             trunk: its outputs are what the tails read; None where graphs read the model's inputs alone.
             answerers: one per task.
             model_inputs: names of the model's inputs.
             provider: where the graphs run.
+            joint_tails: answers every task, and runs instead of tails where plan.takes_joint_tails says so.
         """
+        self._joint_tails = joint_tails
         self._answerers = {answerer.task.name: answerer for answerer in answerers}
         self._trunk = trunk
         self._provider = provider
@@ -161,16 +179,21 @@ class SessionExecutor:
     ) -> list[Prediction]:
         """As Executor.run_parts: the trunk once for every row, each tail for its own rows."""
         answerers = [self._answerers[part.task] for part in parts]
-        if not self._cuts_rows or len({id(answerer.session) for answerer in answerers}) < len(answerers):
+        shared = len({id(answerer.session) for answerer in answerers}) < len(answerers)
+        asked = sum(part.size for part in parts)
+        joint = self._joint_tails_for(asked, of=rows * len(self._answerers))
+        if shared or joint is not None or not self._cuts_rows:
             return pick_parts(self.run(feeds, rows, [part.task for part in parts]), parts)
         values = feeds
         if self._trunk is not None:
             made = self._trunk.run(_only(feeds, self._trunk_inputs))
             values = {**feeds, **dict(zip(self._trunk_outputs, made, strict=True))}
-        return [self._run_part(part, values) for part in parts]
+        sessions = _loaded([answerer.session for answerer in answerers])
+        return [self._run_part(session, part, values) for session, part in zip(sessions, parts, strict=True)]
 
-    def _run_part(self, part: RowPart, values: Mapping[str, NDArray[np.generic]]) -> Prediction:
-        session = self._answerers[part.task].session
+    def _run_part(
+        self, session: Session, part: RowPart, values: Mapping[str, NDArray[np.generic]]
+    ) -> Prediction:
         own = {
             spec.name: values[spec.name]
             if part.rows is None or spec.shape[:1] != (BATCH_AXIS,)
@@ -179,11 +202,22 @@ class SessionExecutor:
         }
         return self._readers[part.task].read(session.run(own), part.size)
 
+    def prepare(self, tasks: Sequence[str]) -> None:
+        """As Executor.prepare."""
+        self._find_route(tuple(tasks))
+
     def _find_route(self, tasks: tuple[str, ...]) -> _Route:
-        route = _Route([self._answerers[task] for task in tasks], self._offered, self._provider)
+        answerers = [self._answerers[task] for task in tasks]
+        joint = self._joint_tails_for(len(tasks), of=len(self._answerers))
+        if joint is not None:
+            answerers = [Answerer(answerer.task, joint) for answerer in answerers]
+        route = _Route(answerers, self._offered, self._provider)
         if len(self._routes) < _ROUTES_KEPT:
             self._routes[tasks] = route
         return route
+
+    def _joint_tails_for(self, asked: int, *, of: int) -> Session | DeferredSession[OrtSession] | None:
+        return self._joint_tails if takes_joint_tails(asked, of=of) else None
 
 
 def open_executor(
@@ -195,7 +229,7 @@ def open_executor(
     threads: int,
     spinning: bool = False,
 ) -> Executor:
-    """Load the graphs of one mode.
+    """Load what every call of one mode needs, the trunk or the joint graph; the others wait until they are needed.
 
     A tail is small beside the trunk and runs on the calling thread alone: fifty tails with threads of their
     own would keep hundreds of threads waiting.
@@ -203,28 +237,38 @@ def open_executor(
     Raises:
         BundleError, ProviderError: as open_session.
     """
+    import_onnxruntime()  # who lacks it hears of it now, whatever waits
+    marks = FileMarks(bundle, [variant.weights, *(graph.path for graph in variant_graphs(variant))])
 
-    def opening(spec: GraphSpec, graph_threads: int = threads) -> Callable[[], Session]:
+    def opened(spec: GraphSpec, graph_threads: int = threads) -> OrtSession:
         path = bundle.path(spec.path)
-        return lambda: open_session(path, spec, provider=provider, threads=graph_threads, spinning=spinning)
+        return open_session(path, spec, provider=provider, threads=graph_threads, spinning=spinning)
+
+    def deferred(spec: GraphSpec, graph_threads: int = threads) -> DeferredSession[OrtSession]:
+        def load() -> OrtSession:
+            marks.require_unchanged(spec.path, variant.weights)
+            return opened(spec, graph_threads)
+
+        return DeferredSession(spec, load)
 
     names = [spec.name for spec in bundle.manifest.inputs]
     tasks = bundle.manifest.tasks
     if mode == "joint":
-        joint = opening(variant.joint)()
+        joint = opened(variant.joint)
         answerers = [Answerer(task, joint) for task in tasks]
         return SessionExecutor(None, answerers, model_inputs=names, provider=provider)
-    if mode in ("task", "pruned"):
-        sessions = side_by_side([opening(own_graph(own, mode)) for own in variant.tasks])
-        answerers = list(map(Answerer, tasks, sessions))
+    if mode != "split" or variant.trunk is None:
+        answerers = list(map(Answerer, tasks, (deferred(own_graph(own, mode)) for own in variant.tasks)))
         return SessionExecutor(None, answerers, model_inputs=names, provider=provider)
-    if variant.trunk is None:
-        own_graphs = side_by_side([opening(own.tail) for own in variant.tasks])
-        answerers = list(map(Answerer, tasks, own_graphs))
-        return SessionExecutor(None, answerers, model_inputs=names, provider=provider)
-    trunk, *tails = side_by_side([opening(variant.trunk), *(opening(own.tail, 1) for own in variant.tasks)])
-    answerers = list(map(Answerer, tasks, tails))
-    return SessionExecutor(trunk, answerers, model_inputs=names, provider=provider)
+    trunk = opened(variant.trunk)
+    answerers = list(map(Answerer, tasks, (deferred(own.tail, 1) for own in variant.tasks)))
+    together = None if variant.joint_tails is None else deferred(variant.joint_tails)
+    return SessionExecutor(trunk, answerers, model_inputs=names, provider=provider, joint_tails=together)
+
+
+def _loaded(sessions: Sequence[Session | DeferredSession[OrtSession]]) -> list[Session]:
+    load_all([session for session in sessions if isinstance(session, DeferredSession)])
+    return [session.get() if isinstance(session, DeferredSession) else session for session in sessions]
 
 
 def _names_unless(graph: GraphSpec, offered: Sequence[str]) -> tuple[str, ...] | None:

@@ -7,7 +7,7 @@ batch, then the first row of each group by itself, because batches of one row go
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ class Comparison:
     """One output of one run against the oracle, told by its worst value.
 
     Attributes:
-        graph: path of the graph, or `trunk + tail` for the two in a row.
+        graph: path of the graph, or `trunk + tail` or `trunk + joint tails` for the two in a row.
         task: the task.
         output: `prediction` or `routing_weights`.
         batch: rows in the batch that was run.
@@ -77,7 +77,7 @@ class VerifyReport:
         precision: the variant.
         provider: where it ran.
         rows: golden rows.
-        graphs: what was compared: a graph's path, or `trunk + tail` for the two in a row.
+        graphs: what was compared: a graph's path, or two with ` + ` between them for the two in a row.
         graph_files: the graphs that ran, each once.
         tasks: every task with its worst value.
         mismatches: the outputs with values out of bound, in the order the graphs ran; empty if all is well.
@@ -106,12 +106,12 @@ def verify(
     threads: int,
     device_id: int = 0,
 ) -> VerifyReport:
-    """Rerun the golden rows through the trunk and tails, and through every other graph of the variant.
+    """Rerun the golden rows through trunk, tails and joint tails, and through every other graph of the variant.
 
     Args:
         bundle: the bundle.
         variant: which of its variants.
-        split: trunk and tails of that variant, loaded.
+        split: mode split of that variant.
         provider: where to run.
         threads: CPU threads per graph.
         device_id: which GPU, for CUDA.
@@ -124,19 +124,21 @@ def verify(
     """
     golden = read_golden_rows(bundle, variant)
     of_pruned = replace(golden, bounds=golden.pruned_bounds)
-    comparisons = list(_compare_split(golden, bundle, variant, split))
-    trunk = [] if variant.trunk is None else [variant.trunk.path]
-    ran = [*trunk, *(graphs.tail.path for graphs in variant.tasks)]
     cuda = CudaOptions(device_id)
-    for graph, tasks in _whole_graphs(bundle, variant):
+
+    def opened(graph: GraphSpec) -> Session:
         path = bundle.path(graph.path)
-        session = open_session(path, graph, provider=provider, threads=threads, cuda=cuda)
-        comparisons += _compare_graph(golden, session, tasks, provider)
+        return open_session(path, graph, provider=provider, threads=threads, cuda=cuda)
+
+    comparisons = list(_compare_split(golden, bundle, variant, split))
+    comparisons += _compare_tails(golden, bundle, variant, opened, provider)
+    shared = [graph.path for graph in (variant.trunk, variant.joint_tails) if graph is not None]
+    ran = [*shared, *(graphs.tail.path for graphs in variant.tasks)]
+    for graph, tasks in _whole_graphs(bundle, variant):
+        comparisons += _compare_graph(golden, opened(graph), tasks, provider)
         ran.append(graph.path)
     for graph, task in _pruned_graphs(bundle, variant):
-        path = bundle.path(graph.path)
-        session = open_session(path, graph, provider=provider, threads=threads, cuda=cuda)
-        comparisons += _compare_graph(of_pruned, session, (task,), provider)
+        comparisons += _compare_graph(of_pruned, opened(graph), (task,), provider)
         ran.append(graph.path)
     return VerifyReport(
         precision=variant.precision,
@@ -174,23 +176,56 @@ def _compare_split(
     for rows in _runs(golden):
         predictions = split.run(take_rows(golden, rows), len(rows), bundle.manifest.task_names)
         for graphs in variant.tasks:
-            tail = graphs.tail.path
-            label = tail if variant.trunk is None else f"{variant.trunk.path} + {tail}"
+            label = _label(variant, variant.joint_tails or graphs.tail)
             yield from _compare_task(golden, rows, label, graphs.task, predictions[graphs.task])
 
 
+def _compare_tails(
+    golden: GoldenRows,
+    bundle: Bundle,
+    variant: Variant,
+    opened: Callable[[GraphSpec], Session],
+    provider: Provider,
+) -> Iterator[Comparison]:
+    """Each tail on what the trunk gives, one tail loaded at a time; without joint tails they have run in mode split."""
+    if variant.trunk is None or variant.joint_tails is None:
+        return
+    trunk = opened(variant.trunk)
+    names = [spec.name for spec in variant.trunk.outputs]
+    feeds = [take_rows(golden, rows) for rows in _runs(golden)]
+    feeds = [{**given, **dict(zip(names, _run(trunk, given), strict=True))} for given in feeds]
+    del trunk
+    for task, graphs in zip(bundle.manifest.tasks, variant.tasks, strict=True):
+        label = _label(variant, graphs.tail)
+        yield from _compare_graph(golden, opened(graphs.tail), (task,), provider, feeds=feeds, label=label)
+
+
 def _compare_graph(
-    golden: GoldenRows, session: Session, tasks: tuple[TaskSpec, ...], provider: Provider
+    golden: GoldenRows,
+    session: Session,
+    tasks: tuple[TaskSpec, ...],
+    provider: Provider,
+    *,
+    feeds: Sequence[Mapping[str, NDArray[np.generic]]] | None = None,
+    label: str | None = None,
 ) -> list[Comparison]:
+    """Compare what a graph gives for each run's feeds, which are the golden rows where none are given."""
     graph = session.spec
     comparisons: list[Comparison] = []
-    for rows in _runs(golden):
-        feeds = take_rows(golden, rows)
-        outputs = session.run({spec.name: feeds[spec.name] for spec in graph.inputs})
+    for number, rows in enumerate(_runs(golden)):
+        outputs = _run(session, take_rows(golden, rows) if feeds is None else feeds[number])
         for task in tasks:
             prediction = TaskReader(graph, task, provider).read(outputs, len(rows))
-            comparisons += _compare_task(golden, rows, graph.path, task.name, prediction)
+            comparisons += _compare_task(golden, rows, label or graph.path, task.name, prediction)
     return comparisons
+
+
+def _run(session: Session, feeds: Mapping[str, NDArray[np.generic]]) -> Sequence[NDArray[np.generic]]:
+    return session.run({spec.name: feeds[spec.name] for spec in session.spec.inputs})
+
+
+def _label(variant: Variant, graph: GraphSpec) -> str:
+    return graph.path if variant.trunk is None else f"{variant.trunk.path} + {graph.path}"
 
 
 def _runs(golden: GoldenRows) -> Iterator[NDArray[np.intp]]:

@@ -31,10 +31,12 @@ def check_interfaces(manifest: Manifest, where: str) -> None:
         _check_batch_axes(manifest)
         for variant in manifest.variants:
             _check_paths(variant)
-            _check_joint(manifest, variant.joint)
+            _check_joint(manifest, variant.joint, manifest.inputs)
             if variant.trunk is not None:
                 _check_trunk(manifest, variant.trunk)
             made = () if variant.trunk is None else variant.trunk.outputs
+            if variant.joint_tails is not None:
+                _check_joint_tails(manifest, variant, variant.joint_tails, (*manifest.inputs, *made))
             for task, graphs in zip(manifest.tasks, variant.tasks, strict=True):
                 _check_task_graph(task, graphs.graph, manifest.inputs)
                 _check_task_graph(task, graphs.tail, (*manifest.inputs, *made))
@@ -53,10 +55,12 @@ def check_interfaces(manifest: Manifest, where: str) -> None:
 
 
 def variant_graphs(variant: Variant) -> Iterator[GraphSpec]:
-    """Every graph of a variant: the joint graph, the trunk, then each task's graphs."""
+    """Every graph of a variant: the joint graph, the trunk, the joint tails, then each task's graphs."""
     yield variant.joint
     if variant.trunk is not None:
         yield variant.trunk
+    if variant.joint_tails is not None:
+        yield variant.joint_tails
     for task in variant.tasks:
         yield task.graph
         if variant.trunk is not None:  # without one, tail and task graph are one file
@@ -119,8 +123,8 @@ def _check_paths(variant: Variant) -> None:
             raise _MisfitError(f"{path!r} is not in folder {variant.precision!r} of its variant")
 
 
-def _check_joint(manifest: Manifest, joint: GraphSpec) -> None:
-    _check_inputs(joint, manifest.inputs)
+def _check_joint(manifest: Manifest, joint: GraphSpec, feeding: Iterable[TensorSpec]) -> None:
+    _check_inputs(joint, feeding)
     promised = 0
     for task in manifest.tasks:
         for kind, spec in _promises(task):
@@ -129,6 +133,17 @@ def _check_joint(manifest: Manifest, joint: GraphSpec) -> None:
             _check_tensor(joint, name, found, spec)
             promised += 1
     _check_count(joint, promised)
+
+
+def _check_joint_tails(
+    manifest: Manifest, variant: Variant, joint_tails: GraphSpec, feeding: Iterable[TensorSpec]
+) -> None:
+    if variant.trunk is None or len(variant.tasks) == 1:
+        raise _MisfitError(
+            f"variant {variant.precision} has joint_tails {joint_tails.path!r}, expected null where trunk is null or "
+            "there is one task"
+        )
+    _check_joint(manifest, joint_tails, feeding)
 
 
 def _check_trunk(manifest: Manifest, trunk: GraphSpec) -> None:

@@ -214,6 +214,8 @@ class Variant(NamedTuple):
         optimized: what was rewritten.
         target_provider: what for; the graphs run on any.
         trunk: what every task shares; null where tasks share nothing: their tails are then their task graphs.
+        joint_tails: what the trunk gives, and inputs that tails read themselves, to what the joint graph gives; null
+            without a trunk, and where there is one task.
         kept_weights: in a variant of lower precision, the weights that a task could not spare: they stay in
             float32, in int4 in 8 bits.
         accuracy: what each task lost; empty for fp32.
@@ -227,6 +229,7 @@ class Variant(NamedTuple):
     weights: str
     joint: GraphSpec
     trunk: GraphSpec | None
+    joint_tails: GraphSpec | None
     tasks: tuple[TaskGraphs, ...]
     kept_weights: tuple[str, ...]
     accuracy: tuple[TaskAccuracy, ...]
@@ -370,8 +373,7 @@ class Manifest(NamedTuple):
         paths = [self.golden.path]
         for variant in self.variants:
             paths += [variant.weights, variant.joint.path]
-            if variant.trunk is not None:
-                paths.append(variant.trunk.path)
+            paths += [spec.path for spec in (variant.trunk, variant.joint_tails) if spec is not None]
             for task in variant.tasks:
                 paths += [task.graph.path, task.tail.path]
                 if task.standalone is not None:

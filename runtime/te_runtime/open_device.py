@@ -6,8 +6,11 @@ from collections.abc import Callable
 
 from te_runtime.bundle import Bundle
 from te_runtime.cuda_graphs import GraphExecutor
+from te_runtime.deferred_session import DeferredSession
 from te_runtime.device_executor import Answer, Device, DeviceExecutor, DeviceGraphs
 from te_runtime.executor import Executor
+from te_runtime.file_marks import FileMarks
+from te_runtime.interfaces import variant_graphs
 from te_runtime.manifest import GraphSpec, Variant
 from te_runtime.plan import Mode, own_graph
 from te_runtime.providers import CudaOptions, Provider
@@ -25,7 +28,9 @@ def open_device_executor(
     threads: int,
     cuda: CudaOptions | None = None,
 ) -> Executor:
-    """Load the graphs of one mode. In modes `task` and `pruned` each graph brings the trunk's weights to the device again.
+    """Load what every call of one mode needs, the trunk or the joint graph; the others wait until they are needed,
+    unless batch sizes are to be recorded. In modes `task` and `pruned` each graph brings the trunk's weights to the
+    device again.
 
     Args:
         bundle: the bundle.
@@ -60,13 +65,28 @@ def _open_graphs(
     provider: Provider,
     opened: Callable[[GraphSpec], OrtSession],
 ) -> DeviceGraphs:
+    marks = FileMarks(bundle, [variant.weights, *(graph.path for graph in variant_graphs(variant))])
+
+    def deferred(spec: GraphSpec) -> DeferredSession[OrtSession]:
+        def load() -> OrtSession:
+            marks.require_unchanged(spec.path, variant.weights)
+            return opened(spec)
+
+        return DeferredSession(spec, load)
+
+    def of_every_task(session: DeferredSession[OrtSession]) -> dict[str, Answer]:
+        return {task.name: Answer.of(session, task, provider) for task in tasks}
+
     tasks = bundle.manifest.tasks
     if mode == "joint":
-        joint = opened(variant.joint)
-        return DeviceGraphs(None, {task.name: Answer.of(joint, task, provider) for task in tasks})
+        joint = deferred(variant.joint)
+        joint.get()
+        return DeviceGraphs(None, of_every_task(joint))
     trunk = opened(variant.trunk) if mode == "split" and variant.trunk is not None else None
     answers = {
-        task.name: Answer.of(opened(own_graph(own, mode) if trunk is None else own.tail), task, provider)
+        task.name: Answer.of(deferred(own_graph(own, mode) if trunk is None else own.tail), task, provider)
         for task, own in zip(tasks, variant.tasks, strict=True)
     }
-    return DeviceGraphs(trunk, answers)
+    if trunk is None or variant.joint_tails is None:
+        return DeviceGraphs(trunk, answers)
+    return DeviceGraphs(trunk, answers, of_every_task(deferred(variant.joint_tails)))

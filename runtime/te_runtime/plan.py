@@ -3,18 +3,28 @@
 Measured on R (784 inputs, 8 experts, 5 tasks, fp32, one thread, onnxruntime 1.31, AMD EPYC), each figure over
 one session on the joint graph in the same run; scripts/benchmark_runtime.py measures them again:
 
-    mode    memory   all five tasks, B = 1 / 8 / 64   one task, B = 1 / 8 / 64, over its task graph alone
-    joint     1.00       1.00 / 1.00 / 1.00               1.5 / 1.3 / 1.2  (computes every task)
-    split     1.05       1.20 / 1.08 / 1.05               0.99 / 0.96 / 1.01
-    task      3.8        3 to 4 times                     1.00
+    mode    memory after all tasks   all five tasks, B = 1 / 8 / 64   one task, B = 1 / 8 / 64, over its task graph
+    joint           1.00                   1.00 / 1.00 / 1.00               1.4 / 1.4 / 1.2  (computes every task)
+    split           1.01                1.04 to 1.07 / 1.02 / 1.02          1.03 / 1.03 / 1.00
+    task            3.65                      3 to 4 times                  1.00
 
-A session packs its weights for itself, so opening the joint graph beside the trunk takes twice the memory,
-and leaving the packing out (mapped weights, which sessions share) makes B = 1 1.4 to 2 times slower. One
-session with an ONNX `If` around each tail was built and taken out again: all five tasks gained nothing that
-noise did not hide, one task took 1.04 to 1.12 times its task graph. The joint graph's tails behind one `If`,
-with a session for each tail beside it, gave all five tasks 1.02 and took 1.27 to 1.40 times the memory. So with
-several tasks split is what fits every caller within the memory of one joint session, and callers that always
-ask for every task in small batches set mode="joint".
+A session packs its weights for itself. So the joint graph beside the trunk would take twice the memory, and split has the
+joint tails instead: the tails of all tasks as one graph, in the joint graph's own blocks. Five tails apart take 1.13 to
+1.24 times the joint graph at B = 1; a hundred of them 1.5 times, where the joint tails take no longer than it.
+
+Gates and heads are a fifth of R's weights, with 20 tasks half, so that a tail for each and the joint tails beside them
+would take 1.25 and 1.65 times the memory. Hence a graph that only some calls need is loaded by the first that does: who
+asks for all tasks has one copy, who asks for some of them less, and only who does both 1.23.
+
+The joint tails run where nine tenths of the tasks or more are asked for. 18 of 20 tails take 1.03 / 1.05 / 1.03 times the
+joint graph at B = 1 / 8 / 64, 15 of 20 take 0.89 / 0.96 / 0.91; of R's five, four take no longer than the joint tails.
+
+Mode task is for a process that serves one task: one graph, 0.85 of the memory, nothing handed from graph to graph.
+Mapping its weights without packing them, which sessions share, was measured: 1.12 of the memory for five tasks, but one
+task then takes 1.3 to 2.9 times as long in float32 and 3 to 33 times in int8; split has that memory and none of the price.
+
+One session with an ONNX `If` around each tail was built and taken out again: all five tasks gained nothing that
+noise did not hide, one task took 1.04 to 1.12 times its task graph.
 
 Mode pruned is mode task with the pruned graphs that a bundle has. They give other numbers than the other modes do:
 the manifest says what each task loses.
@@ -28,7 +38,7 @@ from te_runtime.choices import parse_choice
 from te_runtime.errors import InputError
 from te_runtime.manifest import GraphSpec, TaskGraphs, Variant
 
-__all__ = ["Mode", "Plan", "choose_plan", "own_graph"]
+__all__ = ["Mode", "Plan", "choose_plan", "own_graph", "takes_joint_tails"]
 
 Mode = Literal["joint", "split", "task", "pruned"]
 
@@ -38,9 +48,11 @@ class Plan(NamedTuple):
 
     Attributes:
         mode: `joint`: one graph that computes every task whatever is asked for; `split`: the trunk once, then
-            the tails of the tasks asked for; `task`: a graph of its own per task, each with its own weights;
-            `pruned`: the same without the experts that a task hardly uses, where the bundle has such a graph.
-        graphs: paths of the opened graphs inside the bundle.
+            the tails of the tasks asked for, or the joint tails for all of them; `task`: a graph of its own per task,
+            each with its own weights; `pruned`: the same without the experts that a task hardly uses, where the bundle
+            has such a graph.
+        graphs: paths of the graphs inside the bundle that may run. The trunk and the joint graph are loaded with the
+            model, the others when a call first needs them.
         reason: why this mode.
     """
 
@@ -73,6 +85,11 @@ def choose_plan(variant: Variant, mode: str | None) -> Plan:
     return Plan(known, _graphs(variant, known), "asked for")
 
 
+def takes_joint_tails(asked: int, *, of: int) -> bool:
+    """Whether that many of the tasks are answered faster by the joint tails than by a tail for each."""
+    return asked * 10 >= of * 9
+
+
 def own_graph(task: TaskGraphs, mode: Mode) -> GraphSpec:
     """The graph that answers a task by itself in mode `task` or `pruned`."""
     return task.pruned.graph if mode == "pruned" and task.pruned is not None else task.graph
@@ -86,17 +103,17 @@ def _automatic(variant: Variant) -> Plan:
         reason = "the tasks share nothing, so each has a graph of its own and only those asked for run"
         return Plan("split", _graphs(variant, "split"), reason)
     reason = (
-        "holds the weights once and runs only the tails asked for; "
-        'mode="joint" is faster where every task is asked for in small batches'
+        "runs only the tails asked for, and those of all tasks as one graph; "
+        "each graph is loaded when it is first needed"
     )
     return Plan("split", _graphs(variant, "split"), reason)
 
 
 def _graphs(variant: Variant, mode: Mode) -> tuple[str, ...]:
-    trunk = () if variant.trunk is None else (variant.trunk,)
+    shared = tuple(graph for graph in (variant.trunk, variant.joint_tails) if graph is not None)
     opened: dict[Mode, tuple[GraphSpec, ...]] = {
         "joint": (variant.joint,),
-        "split": (*trunk, *(task.tail for task in variant.tasks)),
+        "split": (*shared, *(task.tail for task in variant.tasks)),
         "task": tuple(own_graph(task, "task") for task in variant.tasks),
         "pruned": tuple(own_graph(task, "pruned") for task in variant.tasks),
     }

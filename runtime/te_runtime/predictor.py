@@ -76,12 +76,13 @@ def load(
             second CPU.
         spinning: have those threads turn in circles between two calls, which wakes them some µs sooner and
             takes their CPUs from everybody else; of use with `threads` above 1 on a machine of one's own.
-        mode: which graphs to open. `split`: the trunk, and a tail per task; only tails asked for run.
-            `joint`: one graph that computes every task whatever is asked for, faster where every task is
-            wanted for few rows. `task`: a graph per task, each with its own copy of the weights. `pruned`: the
+        mode: which graphs to run. `split`: the trunk, and a tail for each task asked for, or the tails of all
+            tasks as one graph. `joint`: one graph that computes every task whatever is asked for. `task`: a
+            graph per task, each with its own copy of the weights: for a process that serves one task. `pruned`: the
             same without the experts that a task hardly uses, where the bundle has such a graph: its answers are
             others, and the manifest says what each task loses. None decides among the first three by what
-            te_runtime.plan says was measured; `model.plan` tells.
+            te_runtime.plan says was measured; `model.plan` tells. A graph that only some calls need is loaded by
+            the first that does, or by `model.prepare`, so memory holds the weights of what is asked for.
         max_batch: the most rows that run at once; more are cut into parts and their answers joined. None
             sets no limit.
         on_nonfinite: `error` refuses NaN and infinities in the input; `pass` lets them through.
@@ -215,7 +216,8 @@ class Model:
         Raises:
             ClosedError: the model was closed, or loaded before a fork.
             InputError: a name, dtype, shape or value does not fit.
-            BundleError: a graph failed while it ran.
+            BundleError: a graph cannot be loaded, its file was changed since load, or it failed while it ran.
+            ProviderError: the provider does not run every node of a graph.
         """
         executor = self._executor
         if executor is None:
@@ -264,6 +266,20 @@ class Model:
 
             golden = read_golden_rows(self._bundle, self._variant)
             return take_rows(golden, slice(0, self.manifest.golden.groups[0].rows))
+
+    def prepare(self, tasks: Sequence[str] | None = None) -> None:
+        """Load what predict needs for `tasks`, so that its first call with them does not wait.
+
+        Args:
+            tasks: names of tasks as predict takes them, each once; None means all.
+
+        Raises:
+            ClosedError: the model was closed, or loaded before a fork.
+            InputError: a name does not fit.
+            BundleError, ProviderError: a graph cannot be loaded.
+        """
+        executor = self._open_executor()
+        executor.prepare(self._tasks if tasks is None else check_tasks(tasks, self._tasks))
 
     def utilization(self, *, reset: bool = False) -> dict[str, Utilization]:
         """How each task's experts were used by the rows that predict has answered, against the baseline.

@@ -63,6 +63,7 @@ def build_variant(
         weights=f"{precision}/{WEIGHTS_NAME}",
         joint=graphs.joint,
         trunk=graphs.trunk,
+        joint_tails=graphs.joint_tails,
         tasks=tuple(task._replace(pruned=without.get(task.task)) for task in graphs.tasks),
         kept_weights=kept_weights,
         accuracy=accuracy,

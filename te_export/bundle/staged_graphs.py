@@ -18,6 +18,7 @@ class StagedGraphs:
     Attributes:
         root: the staged bundle; the paths of the graphs are relative to it.
         trunk: what every task shares; None where tasks share nothing.
+        joint_tails: the tails of all tasks as one graph; None without a trunk, and where there is one task.
         task_size_bytes: by task, what its task graph takes alone: the file and the weights it points to.
         pruned: by task that has one, its graph without some experts.
     """
@@ -25,6 +26,7 @@ class StagedGraphs:
     root: Path
     joint: GraphSpec
     trunk: GraphSpec | None
+    joint_tails: GraphSpec | None
     tasks: tuple[TaskGraphs, ...]
     task_size_bytes: Mapping[str, int]
     pruned: Mapping[str, GraphSpec] = field(default_factory=dict)

@@ -24,7 +24,8 @@ def write_variant(
     standalone: bool,
     pruned: Mapping[str, ir.Model] | None = None,
 ) -> StagedGraphs:
-    """Write `<folder>/weights.bin`, joint, trunk, task and tail graphs, and standalone graphs if asked for.
+    """Write `<folder>/weights.bin`, joint, trunk, task and tail graphs, the joint tails, and standalone graphs if
+    asked for.
 
     Args:
         pruned: by task that has one, its graph without some experts.
@@ -50,12 +51,17 @@ def write_variant(
         )
         for name in graphs.tasks
     )
+    shared = {"trunk": graphs.trunk, "joint-tails": graphs.joint_tails}
+    written = {
+        name: _write_linked(staged, model, f"{folder}/{name}.onnx", layout)
+        for name, model in shared.items()
+        if model is not None
+    }
     return StagedGraphs(
         root=staged.root,
         joint=_write_linked(staged, graphs.joint, f"{folder}/joint.onnx", layout),
-        trunk=None
-        if graphs.trunk is None
-        else _write_linked(staged, graphs.trunk, f"{folder}/trunk.onnx", layout),
+        trunk=written.get("trunk"),
+        joint_tails=written.get("joint-tails"),
         tasks=tasks,
         task_size_bytes={
             name: _size_alone(staged, model, layout, path=f"{folder}/task-{name}.onnx")

@@ -110,6 +110,8 @@ def _common_graphs(old: Variant, new: Variant, tasks: Iterable[TaskPair]) -> Ite
     yield "joint", None, old.joint.path, new.joint.path
     if old.trunk is not None and new.trunk is not None:
         yield "trunk", None, old.trunk.path, new.trunk.path
+    if old.joint_tails is not None and new.joint_tails is not None:
+        yield "joint-tails", None, old.joint_tails.path, new.joint_tails.path
     for pair, before, after in _task_graphs(old, new, tasks):
         yield "task", pair, before.graph.path, after.graph.path
         if old.trunk is not None and new.trunk is not None:

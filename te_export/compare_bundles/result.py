@@ -36,7 +36,7 @@ __all__ = [
 
 FactValue: TypeAlias = bool | int | float | str | tuple[int | str, ...] | None
 WeightStatus = Literal["same", "changed", "reshaped", "removed", "added"]
-GraphKind = Literal["joint", "trunk", "task", "tail", "pruned"]
+GraphKind = Literal["joint", "trunk", "joint-tails", "task", "tail", "pruned"]
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class GraphChange:
     """A graph of both bundles whose nodes, names, shapes or constants differ; its weights do not count here.
 
     Attributes:
-        task: whose it is; None for joint and trunk.
+        task: whose it is; None for joint, trunk and joint tails.
         operators_before, operators_after: nodes of each kind; they may be the same.
     """
 

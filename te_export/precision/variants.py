@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -200,13 +201,7 @@ def _convert_all(found: Repaired, fp32: GraphSet) -> GraphSet:
     Raises:
         GateError: inputs or outputs of a graph came out otherwise than in the fp32 variant.
     """
-    return replace(
-        fp32,
-        joint=_converted(found, fp32.joint),
-        trunk=None if fp32.trunk is None else _converted(found, fp32.trunk),
-        tasks={name: _converted(found, model) for name, model in fp32.tasks.items()},
-        tails={name: _converted(found, model) for name, model in fp32.tails.items()},
-    )
+    return fp32.changed(partial(_converted, found))
 
 
 def _converted(found: Repaired, model: ir.Model) -> ir.Model:

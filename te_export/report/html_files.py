@@ -78,6 +78,8 @@ def _roles(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield variant.joint.path, "every task at once"
         if variant.trunk is not None:
             yield variant.trunk.path, "what the tasks share"
+        if variant.joint_tails is not None:
+            yield variant.joint_tails.path, "the rest of every task, after the trunk"
         for graphs in variant.tasks:
             yield graphs.tail.path, f"the rest of {graphs.task}, after the trunk"
             yield graphs.graph.path, f"{graphs.task} alone"

@@ -3,9 +3,9 @@
     captured joint graph → rewrite → (partition) → rewrite_cut → graphs to write
 
 `rewrite` works on the joint graph before it is cut, so every graph shares what it finds; `rewrite_cut` works
-on the graphs after it, and blocks the joint graph's tails, which no other graph has together; `rewrite_alone`
-works on a task graph that was cut before any rewrite. Rules look at operators, constants and uses, never at
-names. Each is applied until it finds nothing more.
+on the graphs after it, and blocks the tails of the joint graph and of the joint tails, which no other graph has
+together; `rewrite_alone` works on a task graph that was cut before any rewrite. Rules look at operators, constants
+and uses, never at names. Each is applied until it finds nothing more.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _before_cut(provider: TargetProvider, laid_out: Mapping[str, int]) -> list[R
 def rewrite_cut(
     graphs: GraphSet, captured: JointGraph, log: RewriteLog, *, provider: TargetProvider, level: OptimizeLevel
 ) -> tuple[GraphSet, RewriteLog]:
-    """Rewrite the graphs after the cut, in place, and block the tails of the joint graph.
+    """Rewrite the graphs after the cut, in place, and block the tails where a graph has those of all tasks.
 
     Args:
         captured: the joint graph before any rewrite, to say what was gained.
@@ -107,9 +107,8 @@ def rewrite_cut(
     if level == "none":
         return graphs, log
     for model in graphs.models:
-        if model is graphs.joint:
-            continue
-        _apply([cancel_shapes], model.graph, {})
+        if model not in graphs.joined:
+            _apply([cancel_shapes], model.graph, {})
     batch = partial(batch_linears, provider=provider, before_cut=False)
     rules: list[Rule] = [
         cancel_shapes,
@@ -120,6 +119,9 @@ def rewrite_cut(
         cancel_shapes,
     ]
     added, sources = _apply(rules, graphs.joint.graph, graphs.sources)
+    if graphs.joint_tails is not None:  # the same tails, so the log would say everything twice
+        _, of_tails = _apply(rules, graphs.joint_tails.graph, sources)
+        sources |= of_tails
     for model in graphs.models:
         order_initializers(model.graph)
     graphs = replace(graphs, sources=sources)

@@ -1,7 +1,7 @@
 """Parity: every graph of a variant against the oracle, judged by torch float32's own error on the same rows.
 
 What is reported of an output is the worst of every graph that gives it: joint, task, trunk followed by
-tail, and standalone, at every batch size.
+tail or by the joint tails, and standalone, at every batch size.
 
 A variant of lower precision is further from the oracle than torch is, and how far it may be is judged task by
 task (precision/accuracy.py). Here its graphs must agree: each is held to twice the error of the joint graph. The
@@ -306,10 +306,13 @@ def _runs(
     Without a trunk a task's tail is its task graph.
     """
     x = references.rows.x
-    joint = run_graph(staged.root, staged.joint, x)
-    for name, task in references.tasks.items():
-        for output in task.outputs:
-            yield name, output, joint, f"{name}.{output}"
+    joined = [run_graph(staged.root, staged.joint, x)]
+    if trunk is not None and staged.joint_tails is not None:
+        joined.append(run_tail(staged.root, staged.joint_tails, trunk, x))
+    for run in joined:
+        for name, task in references.tasks.items():
+            for output in task.outputs:
+                yield name, output, run, f"{name}.{output}"
     for graphs in staged.tasks:
         runs = [run_graph(staged.root, graphs.graph, x)]
         if trunk is not None:

@@ -51,8 +51,9 @@ def check_reachability(graphs: GraphSet, model: ExportableModel, captured: Joint
 
 def _outputs(graphs: GraphSet) -> Iterator[tuple[ir.Graph, str, ir.Value]]:
     """Every output of a task: its graph, the task where the output's name lacks it, and the output."""
-    for value in graphs.joint.graph.outputs:
-        yield graphs.joint.graph, "", value
+    for joined in graphs.joined:
+        for value in joined.graph.outputs:
+            yield joined.graph, "", value
     for models in (graphs.tasks, graphs.tails):
         for task, model in models.items():
             for value in model.graph.outputs:

@@ -53,12 +53,14 @@ def check_structure(graphs: GraphSet, model: ExportableModel, captured: JointGra
     expected = _expected(captured, model, graphs.sources)
     assert graphs.trunk is not None  # it gives the expert features
     _check_trunk(graphs.trunk.graph, model, expected)
-    _check_softmax_count(graphs.joint.graph, expected=len(model.tasks))
+    for joined in graphs.joined:
+        _check_softmax_count(joined.graph, expected=len(model.tasks))
     checked: set[ir.Value] = set()
     for task in model.tasks:
         whole = trunk | task.tail_parameters
-        of_joint = _Place(graphs.joint.graph, prediction_name(task.name), routing_weights_name(task.name))
-        _check_task(of_joint, task, whole, model, expected, checked)
+        for joined, parameters in zip(graphs.joined, (whole, task.tail_parameters), strict=False):
+            place = _Place(joined.graph, prediction_name(task.name), routing_weights_name(task.name))
+            _check_task(place, task, parameters, model, expected, checked)
         for graph, parameters in (
             (graphs.tasks[task.name].graph, whole),
             (graphs.tails[task.name].graph, task.tail_parameters),

@@ -30,6 +30,7 @@ FILES = (
     "fp32/weights.bin",
     "fp32/joint.onnx",
     "fp32/trunk.onnx",
+    "fp32/joint-tails.onnx",
     "fp32/tail-task_0.onnx",
     "fp32/tail-task_1.onnx",
     "fp32/task-task_0.onnx",

@@ -170,7 +170,12 @@ def staged_graphs() -> Callable[[Path], StagedGraphs]:
         manifest: Manifest = parse_manifest((root / "manifest.json").read_bytes(), "manifest.json")
         (variant,) = manifest.variants
         return StagedGraphs(
-            root=root, joint=variant.joint, trunk=variant.trunk, tasks=variant.tasks, task_size_bytes={}
+            root=root,
+            joint=variant.joint,
+            trunk=variant.trunk,
+            joint_tails=variant.joint_tails,
+            tasks=variant.tasks,
+            task_size_bytes={},
         )
 
     return staged

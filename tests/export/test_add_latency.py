@@ -33,6 +33,7 @@ def variant(precision: Precision, tasks: Sequence[str]) -> Variant:
         weights=f"{precision}/weights.bin",
         joint=graph(f"{precision}/joint.onnx"),
         trunk=None,
+        joint_tails=None,
         tasks=tuple(
             TaskGraphs(
                 task,

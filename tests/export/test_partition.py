@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import onnx
 import onnx.utils
@@ -11,6 +13,8 @@ import pytest
 
 from te_export.bundle.graph_file import standalone_bytes
 from te_export.capture.joint_graph import EXPERT_FEATURES, JointGraph
+from te_export.capture.opset import newest_opset
+from te_export.capture.torch_capture import capture
 from te_export.errors import StructureError
 from te_export.models.exportable import ExportableModel
 from te_export.partition import PREDICTION, ROUTING_WEIGHTS, GraphSet, partition
@@ -57,6 +61,35 @@ def test_a_tail_has_the_nodes_and_parameters_that_onnx_would_extract(
     assert set(cut.initializers) == {tensor.name for tensor in expected.graph.initializer}
 
 
+def test_the_joint_tails_have_the_nodes_and_parameters_that_onnx_would_extract(
+    captured: JointGraph, graphs: GraphSet
+) -> None:
+    expected = baseline(captured.model, [EXPERT_FEATURES], names(graphs.joint.graph.outputs))
+
+    cut = graphs.joint_tails.graph
+
+    assert Counter(node.op_type for node in cut) == Counter(node.op_type for node in expected.graph.node)
+    assert set(cut.initializers) == {tensor.name for tensor in expected.graph.initializer}
+
+
+def test_one_task_has_no_joint_tails(make_model: Callable[..., Any], load: Callable[..., Any]) -> None:
+    captured = capture(load(make_model(task_output_dims=(2,)).state_dict()), newest_opset())
+
+    graphs = partition(captured)
+
+    assert set(graphs.tails) == {"task_0"}
+    assert graphs.joint_tails is None
+    assert graphs.joined == (graphs.joint,)
+    assert len(graphs.models) == 4
+
+
+def test_every_graph_is_changed(graphs: GraphSet) -> None:
+    changed = graphs.changed(ir.Model.clone)
+
+    assert [model.graph.name for model in changed.models] == [model.graph.name for model in graphs.models]
+    assert not set(map(id, changed.models)) & set(map(id, graphs.models))
+
+
 def test_each_graph_holds_the_parameters_of_its_part(graphs: GraphSet, exportable: ExportableModel) -> None:
     trunk = exportable.trunk_parameters
 
@@ -65,6 +98,7 @@ def test_each_graph_holds_the_parameters_of_its_part(graphs: GraphSet, exportabl
     for task in exportable.tasks:
         assert parameters(graphs.tasks[task.name].graph) == trunk | task.tail_parameters
         assert parameters(graphs.tails[task.name].graph) == task.tail_parameters
+    assert parameters(graphs.joint_tails.graph) == exportable.used_parameters - trunk
 
 
 def test_inputs_and_outputs_have_the_names_of_the_format(graphs: GraphSet) -> None:
@@ -73,6 +107,8 @@ def test_inputs_and_outputs_have_the_names_of_the_format(graphs: GraphSet) -> No
         f"{task}.{output}" for task in TASKS for output in (PREDICTION, ROUTING_WEIGHTS)
     ]
     assert (names(graphs.trunk.graph.inputs), names(graphs.trunk.graph.outputs)) == (["x"], [EXPERT_FEATURES])
+    assert names(graphs.joint_tails.graph.inputs) == [EXPERT_FEATURES]
+    assert names(graphs.joint_tails.graph.outputs) == names(graphs.joint.graph.outputs)
     for task in TASKS:
         assert names(graphs.tasks[task].graph.inputs) == ["x"]
         assert names(graphs.tails[task].graph.inputs) == [EXPERT_FEATURES]
@@ -97,7 +133,7 @@ def test_all_graphs_share_the_same_tensors(graphs: GraphSet, captured: JointGrap
 
 
 def test_initializers_stand_in_the_order_that_nodes_read_them(graphs: GraphSet) -> None:
-    for model in (graphs.joint, graphs.trunk, *graphs.tasks.values(), *graphs.tails.values()):
+    for model in graphs.models:
         read = [v.name for node in model.graph for v in node.inputs if v is not None and v.is_initializer()]
         assert list(model.graph.initializers) == list(dict.fromkeys(read))
 
@@ -105,13 +141,8 @@ def test_initializers_stand_in_the_order_that_nodes_read_them(graphs: GraphSet) 
 def test_cutting_twice_gives_the_same_bytes(captured: JointGraph) -> None:
     first, second = partition(captured), partition(captured)
 
-    for task in TASKS:
-        for one, other in (
-            (first.tasks[task], second.tasks[task]),
-            (first.tails[task], second.tails[task]),
-        ):
-            assert standalone_bytes(one, task) == standalone_bytes(other, task)
-    assert standalone_bytes(first.joint, "joint") == standalone_bytes(second.joint, "joint")
+    for one, other in zip(first.models, second.models, strict=True):
+        assert standalone_bytes(one, "graph") == standalone_bytes(other, "graph")
 
 
 def test_a_tail_that_reads_the_trunk_past_the_expert_features_is_refused(own_capture: JointGraph) -> None:

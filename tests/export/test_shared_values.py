@@ -119,7 +119,7 @@ def mmoe(inputs: Sequence[str] = ("x",)) -> Net:
 
 
 def answers(graphs: GraphSet, feeds: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], ...]:
-    """By name in the joint graph: what joint graph, task graphs, and trunk with tails answer."""
+    """By name in the joint graph: what joint graph, task graphs, trunk with tails, and trunk with joint tails answer."""
 
     def run(model: ir.Model, values: dict[str, np.ndarray], prefix: str = "") -> dict[str, np.ndarray]:
         session = ReferenceEvaluator(onnx.load_from_string(standalone_bytes(model, "any of them")))
@@ -136,7 +136,9 @@ def answers(graphs: GraphSet, feeds: dict[str, np.ndarray]) -> tuple[dict[str, n
 
     assert graphs.trunk is not None
     made = run(graphs.trunk, feeds)
-    return run(graphs.joint, feeds), each(graphs.tasks, feeds), each(graphs.tails, feeds | made)
+    assert graphs.joint_tails is not None
+    apart, together = each(graphs.tails, feeds | made), run(graphs.joint_tails, feeds | made)
+    return run(graphs.joint, feeds), each(graphs.tasks, feeds), apart, together
 
 
 @pytest.mark.parametrize("inputs", [("x",), ("x", "z")])
@@ -157,9 +159,9 @@ def test_where_gates_read_the_input_the_trunk_ends_at_the_experts(inputs: tuple[
         assert not nodes(graphs.tails[task]) & nodes(graphs.trunk)
     rng = np.random.default_rng(1)
     feeds = {name: rng.standard_normal((3, WIDTH), dtype=np.float32) for name in inputs}
-    joint, tasks, tails = answers(graphs, feeds)
+    joint, *others = answers(graphs, feeds)
     assert list(joint) == ["a.prediction", "a.routing_weights", "b.prediction", "b.routing_weights"]
-    for found in (tasks, tails):
+    for found in others:
         assert joint.keys() == found.keys()
         for name, values in joint.items():
             np.testing.assert_array_equal(found[name], values)
@@ -201,6 +203,7 @@ def test_tasks_that_share_no_layer_have_no_trunk() -> None:
     graphs = partition(net.captured())
     assert graphs.trunk is None
     assert graphs.tails == {}
+    assert graphs.joint_tails is None
     assert len(graphs.models) == 3
     assert [names(graphs.tasks[task].graph.inputs) for task in "ab"] == [["x"], ["x"]]
 

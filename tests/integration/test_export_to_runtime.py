@@ -126,7 +126,10 @@ def test_predictions_are_the_oracles_within_the_manifests_bounds(
 
 
 @pytest.mark.parametrize("tasks", [["like"], ["buy", "click"], ["like", "click", "buy"]])
-def test_a_subset_of_tasks_gets_the_same_answers(tasks: list[str], loaded: te_runtime.Model) -> None:
+def test_a_subset_of_tasks_gets_the_same_answers(
+    tasks: list[str], result: te_export.ExportResult, loaded: te_runtime.Model
+) -> None:
+    """Tails apart and together are two graphs, each within its bound of the oracle."""
     x = np.random.default_rng(5).standard_normal((7, 20)).astype(np.float32)
     everything = loaded.predict(x)
 
@@ -134,7 +137,8 @@ def test_a_subset_of_tasks_gets_the_same_answers(tasks: list[str], loaded: te_ru
 
     assert list(found) == tasks
     for name in tasks:
-        assert np.array_equal(found[name].output, everything[name].output)
+        allowed = 0.0 if len(tasks) == 3 else 2 * bound(result, name, "prediction")
+        assert np.abs(found[name].output - everything[name].output).max() <= allowed
 
 
 def test_the_joint_task_and_standalone_graphs_give_the_same_answers_as_trunk_and_tails(
@@ -177,7 +181,7 @@ def test_a_bundle_runs_wherever_it_is_copied_to(
 
 def graph_paths(result: te_export.ExportResult) -> list[Path]:
     paths = sorted((result.bundle / "fp32").glob("*.onnx"))
-    assert len(paths) == 2 + 3 * 3
+    assert len(paths) == 3 + 3 * 3
     return paths
 
 
@@ -413,10 +417,12 @@ def test_two_hundred_tasks_work(tmp_path: Path) -> None:
 
     result = te_export.export(tmp_path / "model.pt")
 
-    assert len(list((result.bundle / "fp32").iterdir())) == 2 * 200 + 3
+    assert len(list((result.bundle / "fp32").iterdir())) == 2 * 200 + 4
     x = np.random.default_rng(1).standard_normal((3, 3)).astype(np.float32)
     with te_runtime.load(result.bundle, threads=1) as loaded, torch.no_grad():
-        found = loaded.predict(x, ["task_199", "task_0"])
-        for name, task in (("task_0", 0), ("task_199", 199)):
-            expected = model(torch.from_numpy(x), task)[0].numpy()
-            np.testing.assert_allclose(found[name].output, expected, rtol=0, atol=1e-5)
+        everything = loaded.predict(x)
+        assert list(everything) == list(loaded.tasks)
+        for found in (loaded.predict(x, ["task_199", "task_0"]), everything):
+            for name, task in (("task_0", 0), ("task_199", 199)):
+                expected = model(torch.from_numpy(x), task)[0].numpy()
+                np.testing.assert_allclose(found[name].output, expected, rtol=0, atol=1e-5)

@@ -49,7 +49,7 @@ def test_one_bundle_in_a_pipe(pristine: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")  # no progress in a pipe
     for part in (
         f"{pristine}, fp32 on cpu",
-        "mode         split, 3 graphs",
+        "mode         split, 4 graphs",
         "single-stream: ",
         "\noffline: ",
     ):

@@ -40,6 +40,7 @@ def two_variants(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> 
         weights="fp16/weights.bin",
         joint=moved(whole.joint),
         trunk=moved(whole.trunk),
+        joint_tails=moved(whole.joint_tails),
         tasks=tuple(task._replace(graph=moved(task.graph), tail=moved(task.tail)) for task in whole.tasks),
     )
     changed = manifest._replace(variants=(whole, half), files=tiny.list_files(root))

@@ -109,11 +109,11 @@ def test_inspect_needs_no_onnxruntime(bundle: Path) -> None:
 def test_verify_passes(bundle: Path) -> None:
     result = call("verify", bundle, "--threads", 1)
     assert result.exit_code == 0
-    assert f"{bundle}, fp32 on cpu: 8 golden rows through 8 graphs" in result.stdout
+    assert f"{bundle}, fp32 on cpu: 8 golden rows through 9 graphs" in result.stdout
     assert "ok     task_0: worst error" in result.stdout
     found = told("verify", bundle)
     assert (found["status"], found["ok"]) == ("ok", True)
-    assert len(found["graphs"]) == 8
+    assert len(found["graphs"]) == 9
     assert (found["provider"], found["gpu"]) == ("cpu", None)
 
 
@@ -163,7 +163,12 @@ def test_run_some_tasks_as_json(bundle: Path, rows: Path, tmp_path: Path) -> Non
         "plan": {
             "mode": "split",
             "reason": found["plan"]["reason"],
-            "graphs": ["fp32/trunk.onnx", "fp32/tail-task_0.onnx", "fp32/tail-task_1.onnx"],
+            "graphs": [
+                "fp32/trunk.onnx",
+                "fp32/joint-tails.onnx",
+                "fp32/tail-task_0.onnx",
+                "fp32/tail-task_1.onnx",
+            ],
         },
         "tasks": {"task_1": {"prediction": [5, 2], "routing_weights": [5, 3]}},
     }

@@ -28,7 +28,17 @@ def verified(root: Path) -> VerifyReport:
         return model.verify()
 
 
-@pytest.mark.parametrize("options", [{}, {"gated": False}, {"two_inputs": True}, {"standalone": False}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"gated": False},
+        {"two_inputs": True},
+        {"gates_read_inputs": True},
+        {"standalone": False},
+        {"joint_tails": False},
+    ],
+)
 def test_a_good_bundle_is_verified_through_every_graph(
     tiny: ModuleType, tmp_path: Path, options: dict[str, object]
 ) -> None:
@@ -41,6 +51,8 @@ def test_a_good_bundle_is_verified_through_every_graph(
     whole = {"fp32/joint.onnx"} | {task.graph.path for task in manifest.variants[0].tasks}
     whole |= {task.standalone.path for task in manifest.variants[0].tasks if task.standalone}
     whole |= {f"fp32/trunk.onnx + {task.tail.path}" for task in manifest.variants[0].tasks}
+    if options.get("joint_tails", True):
+        whole.add("fp32/trunk.onnx + fp32/joint-tails.onnx")
     assert set(report.graphs) == whole
     files = [graph.path for graph in variant_graphs(manifest.variants[0])]
     assert sorted(report.graph_files) == sorted(files)
@@ -55,6 +67,7 @@ def test_a_good_bundle_is_verified_through_every_graph(
         ("task-task_1", "fp32/task-task_1.onnx"),
         ("standalone-task_1", "fp32/standalone-task_1.onnx"),
         ("tail-task_1", "fp32/trunk.onnx + fp32/tail-task_1.onnx"),
+        ("joint-tails", "fp32/trunk.onnx + fp32/joint-tails.onnx"),
     ],
 )
 def test_a_graph_that_gives_other_numbers_is_named(

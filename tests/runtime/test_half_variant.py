@@ -57,6 +57,7 @@ def add_half_variant(root: Path, tiny: ModuleType) -> None:
         weights="fp16/weights.bin",
         joint=half(whole.joint),
         trunk=half(whole.trunk),
+        joint_tails=half(whole.joint_tails),
         tasks=tuple(task._replace(graph=half(task.graph), tail=half(task.tail)) for task in whole.tasks),
         parity=tuple(wider(parity) for parity in whole.parity),
     )

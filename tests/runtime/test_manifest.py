@@ -131,7 +131,27 @@ MISFITS: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
         lambda m: m["variants"][0]["tasks"][0].update(tail=m["variants"][0]["tasks"][0]["graph"]),
         "uses 'fp32/task-task_0.onnx' twice",
     ),
-    ("no trunk", lambda m: m["variants"][0].update(trunk=None), "reads 'experts', which nothing gives"),
+    ("no trunk", lambda m: m["variants"][0].update(trunk=None), "where trunk is null or there is one task"),
+    (
+        "no trunk for the tails",
+        lambda m: m["variants"][0].update(trunk=None, joint_tails=None),
+        "reads 'experts', which nothing gives",
+    ),
+    (
+        "joint tails of one task",
+        lambda m: graph(m, "joint_tails").update(outputs=graph(m, "joint_tails")["outputs"][:2]),
+        "graph 'fp32/joint-tails.onnx' does not give 'task_1.prediction'",
+    ),
+    (
+        "joint tails that read what nothing gives",
+        lambda m: graph(m, "joint_tails")["inputs"][0].update(name="features"),
+        "graph 'fp32/joint-tails.onnx' reads 'features', which nothing gives",
+    ),
+    (
+        "joint tails are the joint graph",
+        lambda m: m["variants"][0].update(joint_tails=m["variants"][0]["joint"]),
+        "uses 'fp32/joint.onnx' twice",
+    ),
     (
         "tail as graph",
         lambda m: graph(m, "graph").update(path="fp32/weights.bin"),

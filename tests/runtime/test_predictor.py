@@ -116,9 +116,10 @@ def test_nan_stays_in_its_row(model: Model, x: np.ndarray) -> None:
 def test_tasks_that_cannot_be_meant_are_refused(
     model: Model, x: np.ndarray, tasks: list[str], message: str
 ) -> None:
-    with pytest.raises(InputError) as caught:
-        model.predict(x, tasks=tasks)
-    assert message in str(caught.value)
+    for call in (lambda: model.predict(x, tasks=tasks), lambda: model.prepare(tasks)):
+        with pytest.raises(InputError) as caught:
+            call()
+        assert message in str(caught.value)
 
 
 def test_a_wrong_input_is_refused_before_anything_runs(model: Model) -> None:
@@ -133,7 +134,7 @@ def test_a_wrong_input_is_refused_before_anything_runs(model: Model) -> None:
 def test_after_close_everything_raises(pristine: Path, x: np.ndarray) -> None:
     with te_runtime.load(pristine) as loaded:
         assert loaded.predict(x)
-    for use in (lambda: loaded.predict(x), loaded.verify, loaded.__enter__):
+    for use in (lambda: loaded.predict(x), loaded.prepare, loaded.verify, loaded.__enter__):
         with pytest.raises(ClosedError, match=r"call te_runtime\.load\(\) again"):
             use()
     loaded.close()

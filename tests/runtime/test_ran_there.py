@@ -74,4 +74,4 @@ def test_load_for_the_cpu_runs_there(pristine: Path, tmp_path: Path, monkeypatch
     model = te_runtime.load(pristine, threads=1)
     model.predict(np.ones((3, 6)))
     assert set().union(*profiled.providers().values()) == {"CPUExecutionProvider"}
-    assert len(profiled.sessions) == 3  # trunk and two tails
+    assert len(profiled.sessions) == 2  # trunk and joint tails

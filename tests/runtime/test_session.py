@@ -139,7 +139,8 @@ def test_options_of_a_session(pristine: Path, spec: GraphSpec, monkeypatch: pyte
     assert seen[0].execution_mode == onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     for asked, mode in ((True, "split"), (True, "joint"), (True, "task"), (False, "split")):
         seen.clear()
-        te_runtime.load(pristine, spinning=asked, mode=mode).close()
+        with te_runtime.load(pristine, spinning=asked, mode=mode) as model:
+            model.prepare()
         assert seen
         assert {one.get_session_config_entry("session.intra_op.allow_spinning") for one in seen} == {
             str(int(asked))

@@ -54,6 +54,7 @@ class TinyOptions:
     trunk: bool = True
     two_inputs: bool = False
     standalone: bool = True
+    joint_tails: bool = True
     hidden: int = HIDDEN
 
 
@@ -138,7 +139,8 @@ class TinyBundle:
         if self.options.trunk:
             graphs["trunk"] = self._graph(root, "trunk", self.inputs, [experts], self._trunk_nodes())
         reading = [*self.inputs, experts] if self.options.gates_read_inputs else [experts]
-        joint_nodes, joint_outputs = self._trunk_nodes(), []
+        all_tails: list[onnx.NodeProto] = []
+        joint_outputs: list[TensorSpec] = []
         for task in self.tasks:
             own = self._promises(task, "")
             tail = self._tail_nodes(task.name, "")
@@ -150,8 +152,11 @@ class TinyBundle:
                 name = f"standalone-{task.name}"
                 graphs[name] = self._graph(root, name, self.inputs, own, whole, inline=True)
             joint_outputs += self._promises(task, f"{task.name}.")
-            joint_nodes += self._tail_nodes(task.name, f"{task.name}.")
+            all_tails += self._tail_nodes(task.name, f"{task.name}.")
+        joint_nodes = self._trunk_nodes() + all_tails
         graphs["joint"] = self._graph(root, "joint", self.inputs, joint_outputs, joint_nodes)
+        if self.options.trunk and self.options.joint_tails and len(self.tasks) > 1:
+            graphs["joint-tails"] = self._graph(root, "joint-tails", reading, joint_outputs, all_tails)
         return graphs
 
     def _promises(self, task: TaskSpec, prefix: str) -> list[TensorSpec]:
@@ -259,6 +264,7 @@ class TinyBundle:
                     weights=WEIGHTS,
                     joint=graphs["joint"],
                     trunk=graphs.get("trunk"),
+                    joint_tails=graphs.get("joint-tails"),
                     tasks=tasks,
                     kept_weights=(),
                     accuracy=(),

@@ -31,7 +31,7 @@ def external(data: bytes) -> dict[str, dict[str, str]]:
 def test_large_initializers_are_references_in_the_graphs_own_folder(
     graphs: GraphSet, layout: WeightsLayout
 ) -> None:
-    for model in (graphs.joint, graphs.trunk, *graphs.tasks.values(), *graphs.tails.values()):
+    for model in graphs.models:
         found = external(linked_bytes(model, layout))
 
         expected = {name for name in model.graph.initializers if name in layout.places}

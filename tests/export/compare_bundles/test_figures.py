@@ -249,15 +249,15 @@ def test_a_node_with_another_attribute(tiny: ModuleType, tmp_path: Path) -> None
     (change,) = found.variants[0].graphs
     assert (change.kind, change.task) == ("tail", TaskPair("task_1", "task_1"))
     assert change.operators_before == change.operators_after
-    assert found.variants[0].compared_graphs == 6
+    assert found.variants[0].compared_graphs == 7
     assert not found.weights.is_different
-    assert "1 of 6 graphs: the same operators" in " ".join(text(found).split())
+    assert "1 of 7 graphs: the same operators" in " ".join(text(found).split())
 
 
 def as_fp16(manifest: dict[str, Any]) -> None:
     """Call the one variant fp16."""
     variant = manifest["variants"][0]
-    graphs = [variant["joint"], variant["trunk"]]
+    graphs = [variant["joint"], variant["trunk"], variant["joint_tails"]]
     for task in variant["tasks"]:
         graphs += [task["graph"], task["tail"], task["standalone"]]
     for named in (*graphs, *manifest["files"]):

@@ -36,13 +36,7 @@ def converted(precision: Precision, graphs: GraphSet) -> GraphSet:
         form.convert(copy, frozenset())
         return copy
 
-    return replace(
-        graphs,
-        joint=convert(graphs.joint),
-        trunk=convert(graphs.trunk),
-        tasks={name: convert(model) for name, model in graphs.tasks.items()},
-        tails={name: convert(model) for name, model in graphs.tails.items()},
-    )
+    return graphs.changed(convert)
 
 
 def verified(
@@ -86,6 +80,19 @@ def test_a_graph_that_is_coarser_than_its_variant_is_refused_by_name(
 
     assert f"task task_2: {precision}/task-task_2.onnx, prediction, ordinary rows" in str(caught.value)
     assert "task_1" not in str(caught.value)
+
+
+def test_joint_tails_that_are_coarser_than_their_variant_are_refused_by_name(
+    wide_graphs: Callable[[], GraphSet], wide_references: References, tmp_path: Path
+) -> None:
+    graphs = converted("int8", wide_graphs())
+    foreign = converted("int4", wide_graphs()).joint_tails
+
+    with pytest.raises(ParityError, match="its graphs differ from one another") as caught:
+        verified("int8", replace(graphs, joint_tails=foreign), wide_references, tmp_path)
+
+    assert "int8/joint-tails.onnx, task_" in str(caught.value)
+    assert "tail-task" not in str(caught.value)
 
 
 def test_bounds_are_no_tighter_than_float32s(

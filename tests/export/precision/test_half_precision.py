@@ -85,13 +85,7 @@ def halved(graphs: GraphSet, kept: frozenset[str] = NONE) -> GraphSet:
         form.convert(copy, kept)
         return copy
 
-    return replace(
-        graphs,
-        joint=converted(graphs.joint),
-        trunk=converted(graphs.trunk),
-        tasks={name: converted(model) for name, model in graphs.tasks.items()},
-        tails={name: converted(model) for name, model in graphs.tails.items()},
-    )
+    return graphs.changed(converted)
 
 
 def parsed(text: str) -> ir.Model:
@@ -244,7 +238,7 @@ def test_products_are_float16_and_gates_float32(fp16: GraphSet) -> None:
 
 
 def test_routing_weights_reach_their_output_in_float32(fp16: GraphSet) -> None:
-    for model in (fp16.joint, *fp16.tasks.values(), *fp16.tails.values()):
+    for model in (*fp16.joined, *fp16.tasks.values(), *fp16.tails.values()):
         for output in model.graph.outputs:
             node = output.producer()
             while str(output.name).endswith("routing_weights") and node.op_type != "Softmax":

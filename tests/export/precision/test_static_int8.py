@@ -321,12 +321,7 @@ def variant(
 
 def converted_set(graphs: GraphSet, form: StaticInt8, kept: frozenset[str] = NONE) -> GraphSet:
     """A converted copy."""
-    copies = GraphSet(
-        graphs.joint.clone(),
-        graphs.trunk.clone(),
-        {name: model.clone() for name, model in graphs.tasks.items()},
-        {name: model.clone() for name, model in graphs.tails.items()},
-    )
+    copies = graphs.changed(ir.Model.clone)
     for model in copies.models:
         form.convert(model, kept)
     return copies
@@ -340,6 +335,9 @@ def test_joint_task_and_tail_graphs_give_the_same_numbers(variant: Variant, kept
     for batch in (1, 7, 64):
         joint = run(converted.joint, {"x": rows[:batch]})
         features = run(converted.trunk, {"x": rows[:batch]})
+        for name, values in run(converted.joint_tails, features).items():
+            limit = 1e-6 * np.abs(joint[name]).max()
+            np.testing.assert_allclose(values, joint[name], rtol=0, atol=limit)
         for task in graphs.tasks:
             for found in (
                 run(converted.tasks[task], {"x": rows[:batch]}),

@@ -304,6 +304,7 @@ def references_of(load: Callable[..., ExportableModel]) -> Any:
             root=result.bundle,
             joint=variant.joint,
             trunk=variant.trunk,
+            joint_tails=variant.joint_tails,
             tasks=variant.tasks,
             task_size_bytes={},
             pruned={own.task: own.pruned.graph for own in variant.tasks if own.pruned is not None},

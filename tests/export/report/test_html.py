@@ -146,6 +146,7 @@ def variant(precision: Precision, tasks: tuple[str, ...], gated: int, prune: boo
         weights=f"{precision}/weights.bin",
         joint=graph(f"{precision}/joint.onnx"),
         trunk=graph(f"{precision}/trunk.onnx"),
+        joint_tails=graph(f"{precision}/joint-tails.onnx"),
         tasks=tuple(
             TaskGraphs(
                 task,

@@ -49,6 +49,7 @@ def variant(
         weights=f"{precision}/weights.bin",
         joint=graph,
         trunk=None,
+        joint_tails=None,
         tasks=(),
         kept_weights=(),
         accuracy=(accuracy,),

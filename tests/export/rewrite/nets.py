@@ -169,10 +169,11 @@ def evaluate(graph: ir.Graph, batch: int = 5, seed: int = 1) -> dict[str, NDArra
             tensor.CopyFrom(
                 numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name)
             )
-    width = proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value
-    x = np.random.default_rng(seed).standard_normal((batch, width))
+    (read,) = proto.graph.input
+    widths = [axis.dim_value for axis in read.type.tensor_type.shape.dim][1:]
+    x = np.random.default_rng(seed).standard_normal((batch, *widths))
     names = [output.name for output in proto.graph.output]
-    return dict(zip(names, ReferenceEvaluator(proto).run(None, {"x": x}), strict=True))
+    return dict(zip(names, ReferenceEvaluator(proto).run(None, {read.name: x}), strict=True))
 
 
 def operators(graph: ir.Graph) -> Counter[str]:

@@ -49,6 +49,9 @@ def assert_all_same(nets: ModuleType, captured: JointGraph, graphs: GraphSet, *,
     expected = partition(captured)
     nets.assert_same(expected.joint.graph, graphs.joint.graph, tolerance=tolerance)
     nets.assert_same(expected.trunk.graph, graphs.trunk.graph, tolerance=tolerance)
+    assert (graphs.joint_tails is None) == (len(captured.tasks) == 1)
+    if graphs.joint_tails is not None:
+        nets.assert_same(expected.joint_tails.graph, graphs.joint_tails.graph, tolerance=tolerance)
     for task in captured.tasks:
         nets.assert_same(expected.tasks[task].graph, graphs.tasks[task].graph, tolerance=tolerance)
 
@@ -77,6 +80,17 @@ def test_a_mixture_of_any_names_is_rewritten_whole(
             5,
         )  # a; experts; gates | experts, gates, fusion, heads
     assert_all_same(nets, captured, graphs, tolerance=nets.FOLDED)
+    assert_same_tails(nets, graphs)
+
+
+def assert_same_tails(nets: ModuleType, graphs: GraphSet) -> None:
+    """The joint tails are what the joint graph does after the trunk, but for how the experts are laid out between."""
+    views = {"Reshape", "Transpose", "Concat", "Split", "Squeeze", "Unsqueeze"}
+    joint, trunk, tails = (
+        {name: count for name, count in nets.operators(model.graph).items() if name not in views}
+        for model in (graphs.joint, graphs.trunk, graphs.joint_tails)
+    )
+    assert tails == {name: left for name, count in joint.items() if (left := count - trunk.get(name, 0))}
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

@@ -163,6 +163,24 @@ def test_the_message_names_graph_output_rows_and_both_figures(
     assert len(message.splitlines()) < 20
 
 
+def test_the_joint_tails_are_judged(bundle: Path, references: References, staged_graphs: Staged) -> None:
+    """The routing weights of two tasks change places there, which only the numbers tell."""
+    path = bundle / "fp32/joint-tails.onnx"
+    model = onnx.load(path, load_external_data=False)
+    (split,) = [node for node in model.graph.node if "task_0.routing_weights" in node.output]
+    names = list(split.output)
+    first, second = names.index("task_0.routing_weights"), names.index("task_2.routing_weights")
+    split.output[first], split.output[second] = names[second], names[first]
+    onnx.save(model, path)
+
+    with pytest.raises(ParityError) as caught:
+        verify_graphs(staged_graphs(bundle), references, Tolerance())
+    message = str(caught.value)
+    assert "task task_0: fp32/joint-tails.onnx, task_0.routing_weights, ordinary rows" in message
+    assert "joint.onnx" not in message
+    assert ".prediction" not in message
+
+
 @pytest.mark.parametrize("kind", ["task", "tail", "standalone"])
 def test_graphs_of_two_tasks_in_each_others_place_are_refused(
     kind: str, bundle: Path, references: References, staged_graphs: Staged

@@ -132,17 +132,18 @@ def test_a_dropped_expert_is_refused(
         check_reachability(graphs, model, joint)
 
 
+@pytest.mark.parametrize("where", ["joint", "joint-tails"])
 @pytest.mark.parametrize("output", ["prediction", "routing_weights"])
 def test_swapped_tasks_are_refused(
-    output: str, graphs: GraphSet, model: ExportableModel, joint: JointGraph
+    output: str, where: str, graphs: GraphSet, model: ExportableModel, joint: JointGraph
 ) -> None:
-    graph = graphs.joint.graph
+    (graph,) = [found.graph for found in graphs.joined if found.graph.name == where]
     values = {str(value.name): value for value in graph.outputs}
     click, buy = values[f"click.{output}"], values[f"buy.{output}"]
     give(graph, f"click.{output}", buy)
     give(graph, f"buy.{output}", click)
 
-    with pytest.raises(StructureError, match=rf"joint: \d parameters do not reach click.{output}: .*click"):
+    with pytest.raises(StructureError, match=rf"{where}: \d parameters do not reach click.{output}: .*click"):
         check_reachability(graphs, model, joint)
 
 

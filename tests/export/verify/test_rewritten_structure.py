@@ -83,16 +83,18 @@ def test_rewritten_graphs_pass(rewritten: GraphSet, check: Check) -> None:
     check(rewritten)
 
 
+@pytest.mark.parametrize("where", ["joint", "joint-tails"])
 @pytest.mark.parametrize("change", [swap_parts, repeat_part])
 @pytest.mark.parametrize("part", ["gating_networks.0.gate.0.weight", "gating_networks.0.gate.0.bias"])
 def test_gates_that_change_places_in_a_stack_are_refused(
-    change: Callable[[ir.Value], None], part: str, rewritten: GraphSet, check: Check
+    where: str, change: Callable[[ir.Value], None], part: str, rewritten: GraphSet, check: Check
 ) -> None:
-    (stack,) = stacks(rewritten.joint.graph, part)
+    model = rewritten.joint if where == "joint" else rewritten.joint_tails
+    (stack,) = stacks(model.graph, part)
     change(stack)
 
     with pytest.raises(
-        StructureError, match=r"joint: 1 of .* do not reach the prediction of task_[01]: gating"
+        StructureError, match=rf"{where}: 1 of .* do not reach the prediction of task_[01]: gating"
     ):
         check(rewritten)
 
@@ -185,6 +187,7 @@ def weights_from_ones(graph: ir.Graph) -> None:
     product.replace_input_with(0, again.outputs[0])
 
 
+@pytest.mark.parametrize("where", ["joint", "joint-tails"])
 @pytest.mark.parametrize(
     ("attack", "problem"),
     [
@@ -193,16 +196,18 @@ def weights_from_ones(graph: ir.Graph) -> None:
     ],
 )
 def test_a_broken_block_of_gates_is_refused(
-    attack: Attack, problem: str, rewritten: GraphSet, check: Check
+    where: str, attack: Attack, problem: str, rewritten: GraphSet, check: Check
 ) -> None:
-    attack(rewritten.joint.graph)
+    graph = (rewritten.joint if where == "joint" else rewritten.joint_tails).graph
+    attack(graph)
 
-    with pytest.raises(StructureError, match=rf"joint: .*{problem}"):
+    with pytest.raises(StructureError, match=rf"{where}: .*{problem}"):
         check(rewritten)
 
 
-def test_a_tail_that_shuffles_the_experts_is_refused(rewritten: GraphSet, check: Check) -> None:
-    graph = rewritten.tails[TASK].graph
+@pytest.mark.parametrize("where", [f"tail-{TASK}", "joint-tails"])
+def test_tails_that_shuffle_the_experts_are_refused(where: str, rewritten: GraphSet, check: Check) -> None:
+    graph = (rewritten.joint_tails if where == "joint-tails" else rewritten.tails[TASK]).graph
     features = graph.inputs[0]
     readers = tuple(features.uses())
     order = ir.Value(name="order", const_value=ir.tensor([1, 0, 2], name="order"))
@@ -214,7 +219,7 @@ def test_a_tail_that_shuffles_the_experts_is_refused(rewritten: GraphSet, check:
     for reader in readers:
         reader.node.replace_input_with(reader.idx, shuffled.outputs[0])
 
-    with pytest.raises(StructureError, match=f"tail-{TASK}: slot 0 of the expert features"):
+    with pytest.raises(StructureError, match=f"{where}: slot 0 of the expert features"):
         check(rewritten)
 
 
