@@ -39,7 +39,7 @@ class Loss:
 
 
 def find_losses(results: Results) -> list[Loss]:
-    """For every way of te-export's each rival that beats it, naive among them, the worst first."""
+    """For every way of te-export's each rival that beats it, naive among them: the clearest first, then the largest."""
     pairs: dict[tuple[str, str, Scope], list[tuple[Point, Ratio]]] = {}
     for point in results.points():
         for scope in Scope:
@@ -52,7 +52,7 @@ def find_losses(results: Results) -> list[Loss]:
         for (ours, rival, scope), ratios in pairs.items()
         if (lost := tuple(pair for pair in ratios if pair[1].median < 1))
     ]
-    return sorted(losses, key=lambda loss: loss.worst[1].median)
+    return sorted(losses, key=lambda loss: (-loss.clear, loss.worst[1].median))
 
 
 def _comparable(entries: list[Measured]) -> Iterable[tuple[Measured, Measured]]:

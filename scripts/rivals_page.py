@@ -22,7 +22,8 @@ number of threads, a batch size) is measured in one process in one run, in turns
 
 *Naive* is `torch.onnx.export` of one task in ONNX Runtime, taken as it comes; for all tasks a session for each, run one
 after another. The *roof* is one Gemm that reads as many weight bytes, and multiplies and adds as often, as te-export's
-float32 graph of the same row. R is the reference model: input 784, backbone 512, K experts of 128, T tasks, float32.
+float32 graph of the same scope, run by ONNX Runtime: a runtime whose Gemm is better can get below it in float32, and lower
+precision does. R is the reference model: input 784, backbone 512, K experts of 128, T tasks, float32.
 
 - A ratio is taken within a round, of medians. Given are the median over all rounds and the span from the 10th to the
   90th percentile. `~` marks a ratio whose first and second half of rounds differ by more than 5%.
@@ -30,12 +31,15 @@ float32 graph of the same row. R is the reference model: input 784, backbone 512
   the routing weights as well.
 - Before anybody is timed, answers are compared with float64 torch on the very rows, and whoever is off is not timed.
 - With two threads everybody waits 50 ms before each turn: threads of ONNX Runtime and of OpenMP turn in circles for up to
-  40 ms after a call, and would take a CPU from whoever comes next.
+  40 ms after a call, and would take a CPU from whoever comes next. Bare sessions leave that on, as ONNX Runtime does by
+  itself, and a session per task suffers from its neighbours' threads; te_runtime turns it off.
 - OpenVINO runs with its latency hint, one stream, a fixed batch size, one infer request used again and memory shared with
   numpy. Left to itself it computes in bfloat16 on CPUs that can; here its precision is set and stated.
 - torch.compile runs with freezing: its first batch size is compiled for itself, further ones for any size. Where all tasks
   are wanted, torch computes what they share once.
 """
+NOISY_BELOW = 0.8
+"""Share of steady ratios below which a run is called noisy."""
 
 
 def write_page(results: Results, figures: Sequence[Figure]) -> str:
@@ -73,6 +77,8 @@ def _machine(results: Results) -> Iterator[str]:
         f"{steady} of {len(ratios)} ratios to naive are steady: the first and the second half of their rounds agree "
         "within 5%."
     )
+    if steady < NOISY_BELOW * len(ratios):
+        yield "**That is a noisy run: other work took turns too. Repeat it on a quiet machine before believing it.**"
     yield ""
 
 

@@ -68,7 +68,7 @@ def draw_figures(results: Results, page: Path) -> list[Figure]:
     """Writes PNGs beside the page, named after it, for whatever has two points or more to join."""
     figures = []
     for axis, caption, panels in _wanted(results):
-        drawn = [panel for panel in panels if len(set(map(axis.of, panel.points))) > 1]
+        drawn = [panel for panel in panels if len(_positions(results, axis, panel)) > 1]
         if drawn:
             path = page.with_name(f"{page.stem}-{axis.name}.png")
             _draw(results, axis, drawn, path)
@@ -136,9 +136,16 @@ def _draw_panel(place: Any, results: Results, axis: Axis, panel: Panel) -> None:
         medians = [ratio.median for _, ratio in found]
         spread = [[r.median - r.low for _, r in found], [r.high - r.median for _, r in found]]
         place.errorbar(
-            positions, medians, yerr=spread, label=name, capsize=3, elinewidth=0.8, markersize=5, **_style(entry)
-        )  # fmt: skip
-    ticks = sorted(set(map(axis.of, panel.points)))
+            positions,
+            medians,
+            yerr=spread,
+            label=name,
+            capsize=3,
+            elinewidth=0.8,
+            markersize=5,
+            **_style(entry),
+        )
+    ticks = _positions(results, axis, panel)
     place.set_xscale("log")
     place.set_yscale("log")
     place.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -150,6 +157,11 @@ def _draw_panel(place: Any, results: Results, axis: Axis, panel: Panel) -> None:
     place.set_title(panel.title, fontsize=10)
     place.grid(visible=True, axis="y", color="#dddddd", linewidth=0.6)
     place.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+
+
+def _positions(results: Results, axis: Axis, panel: Panel) -> list[int]:
+    """Where the axis has something to show."""
+    return sorted({axis.of(p) for p in panel.points if results.naive(p, panel.scope) is not None})
 
 
 def _ratio_ticks(limits: tuple[float, float]) -> tuple[list[float], list[str]]:

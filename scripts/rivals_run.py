@@ -1,7 +1,7 @@
 """Runs a plan: makes each model's graphs, opens everybody, checks everybody's answers, times whoever is left.
 
-A rival that is missing, fails or answers wrongly is named and left out. naive, te-export's own and the roof are not: without
-them the figures say nothing, so that whatever is wrong with them ends the run.
+A rival that is missing, fails or answers wrongly is named and left out, and so is te-export in int8. naive, te-export in
+float32 and the roof are not: without them the figures say nothing, so that whatever is wrong with them ends the run.
 """
 
 from __future__ import annotations
@@ -130,10 +130,10 @@ def _tell_failure(subject: Subject, where: str, error: Exception, bench: Bench) 
     """Name a rival that cannot be timed; what the benchmark cannot do without ends it instead.
 
     Raises:
-        Exception: the error itself, of naive, te-export or the roof.
+        Exception: the error itself, of naive, te-export in float32 or the roof.
     """
     is_explained = isinstance(error, MissingRivalError | WrongAnswersError)
-    if subject.is_needed and not isinstance(error, MissingRivalError):
+    if subject.is_needed:
         raise error
     bench.leave_out(subject, where, str(error) if is_explained else _one_line(error))
 

@@ -72,8 +72,8 @@ class Subject:
 
     @property
     def is_needed(self) -> bool:
-        """Whether the benchmark says nothing without it."""
-        return self.role in (Role.NAIVE, Role.OURS, Role.ROOF)
+        """Whether the benchmark says nothing without it. What int8 loses depends on the model, so it may be missing."""
+        return self.role in (Role.NAIVE, Role.OURS, Role.ROOF) and self.precision == "float32"
 
     def left_out(self, model: ModelChoice) -> str | None:
         """Why this subject is not measured on a model, by plan."""

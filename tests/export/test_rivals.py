@@ -338,6 +338,15 @@ def test_the_page_says_where_we_lose() -> None:
     assert "Nowhere" not in text
 
 
+@pytest.mark.parametrize(("second_us", "is_noisy"), [(80, False), (160, True)])
+def test_a_noisy_run_is_called_noisy(second_us: float, is_noisy: bool) -> None:
+    naive, ours = measured("naive", [100] * 4, role=Role.NAIVE), [80, 80, second_us, second_us]
+    text = write_page(results_of(naive, measured("ours", ours, role=Role.OURS)), [])
+
+    assert ("a noisy run" in text) is is_noisy
+    assert f"{int(not is_noisy)} of 1 ratios to naive are steady" in text
+
+
 def test_who_is_left_out_is_named_once_with_every_place_and_the_reason() -> None:
     reason = "broke | in\ntwo lines"
     text = write_page(
@@ -474,6 +483,14 @@ def test_ours_that_fails_or_errs_ends_the_run(run: Callable[..., object]) -> Non
         run(NAIVE, raising("te-export", Role.OURS, RuntimeError("broken")))
     with pytest.raises(WrongAnswersError):
         run(NAIVE, subject("te-export", Role.OURS, lambda answers: answers * 1.1))
+
+
+def test_int8_of_ours_that_loses_too_much_is_named(run: Callable[..., object]) -> None:
+    lossy = subject("te-export, int8", Role.OURS, lambda answers: answers + 0.5)
+    results, _ = run(NAIVE, dataclasses.replace(lossy, precision="int8"))
+
+    assert [entry.subject for entry in results.measured] == ["naive"]
+    assert "allowed for int8: 0.3" in results.absences[0].reason
 
 
 def test_what_the_plan_leaves_out_is_named(run: Callable[..., object]) -> None:
