@@ -44,6 +44,7 @@ def bundle_text(bundle: Bundle) -> Iterator[str]:
     for variant in manifest.variants:
         yield f"variant    {_variant_line(manifest, variant)}"
         yield from _pruned_lines(manifest, variant)
+    yield from _latency_lines(manifest)
     groups = ", ".join(f"{group.rows} {group.name}" for group in manifest.golden.groups)
     yield f"golden     {sum(group.rows for group in manifest.golden.groups)} rows to verify with: {groups}"
     yield f"made by    {_producer_line(manifest)}"
@@ -71,6 +72,7 @@ def bundle_json(bundle: Bundle) -> dict[str, Json]:
             for task in manifest.tasks
         ],
         "variants": [_variant_json(manifest, variant) for variant in manifest.variants],
+        "latency": _latency_json(manifest),
         "golden_rows": {group.name: group.rows for group in manifest.golden.groups},
         "producer": manifest.producer._asdict(),
         "checkpoint_sha256": manifest.model.checkpoint_sha256,
@@ -131,6 +133,35 @@ def _pruned_lines(manifest: Manifest, variant: Variant) -> Iterator[str]:
             f"pruned     {task.name}: experts {experts} of {task.routing_weights.shape[-1]} are gone in mode pruned; "
             f"it loses {lost.loss_points:.2f} of {lost.budget_points:g} points allowed"
         )
+
+
+def _latency_lines(manifest: Manifest) -> Iterator[str]:
+    """The joint graph of each variant, where the export measured it; the reports and --json have every graph."""
+    found = manifest.latency
+    if found is None:
+        return
+    threads = "1 thread" if found.threads == 1 else f"{found.threads} threads"
+    for variant in manifest.variants:
+        own = sorted((entry.batch, entry) for entry in found.graphs if entry.path == variant.joint.path)
+        if own:
+            is_measure = variant.precision == "fp32"
+            shown = ", ".join(
+                f"{batch:,} row{'' if batch == 1 else 's'} {entry.p50_us / 1e3:,.3g} ms"
+                f"{'' if is_measure else f' ({entry.ratio:.2f}x)'}"
+                for batch, entry in own
+            )
+            yield f"latency    {variant.precision}, all tasks{'' if is_measure else ' (over fp32)'}: {shown}"
+    yield (
+        f"           medians when it was exported, on {found.machine}, onnxruntime {found.onnxruntime}, "
+        f"{found.provider}, {threads}; te-runtime bench measures here"
+    )
+
+
+def _latency_json(manifest: Manifest) -> Json:
+    found = manifest.latency
+    if found is None:
+        return None
+    return {**found._asdict(), "graphs": [entry._asdict() for entry in found.graphs]}
 
 
 def _variant_json(manifest: Manifest, variant: Variant) -> Json:
