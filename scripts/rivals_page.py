@@ -78,7 +78,10 @@ def _machine(results: Results) -> Iterator[str]:
         "within 5%."
     )
     if steady < NOISY_BELOW * len(ratios):
-        yield "**That is a noisy run: other work took turns too. Repeat it on a quiet machine before believing it.**"
+        yield (
+            "**That is a noisy run**: the machine did not keep one speed, because of other work on it or of its neighbours on "
+            "the same host. Believe what differs by more than its span."
+        )
     yield ""
 
 

@@ -112,7 +112,7 @@ def make_plan(*, quick: bool, has_cuda: bool) -> Plan:
     if quick:
         blocks = tuple(_quick_blocks(devices))
         return Plan(blocks, seconds=1.0, least_rounds=3)
-    return Plan(tuple(_full_blocks(devices)), seconds=8.0, least_rounds=5)
+    return Plan(tuple(_full_blocks(devices)), seconds=20.0, least_rounds=9)
 
 
 def device_label(device: Device, threads: int) -> str:
