@@ -9,8 +9,9 @@ callers keep the lock busy a batch of 64 rows would wait for it 64 times, 5 ms e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,14 +66,14 @@ class PackedRows:
         feeds: input name → array (rows, …), not to be written to.
         rows: how many.
         parts: for each task, which rows it is wanted for.
-        starts: for each task, by the place of a request in `requests`: where its rows begin in the task's part.
+        sizes: for each task, in the order of `requests`: how many rows each of those that ask for it has.
     """
 
     requests: list[Request]
     feeds: dict[str, NDArray[np.generic]]
     rows: int
     parts: tuple[RowPart, ...]
-    starts: dict[str, dict[int, int]]
+    sizes: dict[str, list[int]]
 
 
 def pack_rows(requests: Sequence[Request], inputs: Sequence[InputLayout]) -> PackedRows:
@@ -84,28 +85,26 @@ def pack_rows(requests: Sequence[Request], inputs: Sequence[InputLayout]) -> Pac
     """
     ordered = sorted(requests, key=_TASKS_OF) if len(requests) > 1 else list(requests)
     spans: dict[str, list[tuple[int, int]]] = {}
-    starts: dict[str, dict[int, int]] = {}
-    lengths: dict[str, int] = {}
+    sizes: dict[str, list[int]] = {}
     row = 0
-    for place, request in enumerate(ordered):
+    for request in ordered:
         end = row + request.rows
         for task in request.tasks:
             if task not in spans:
-                spans[task], starts[task], lengths[task] = [], {}, 0
+                spans[task], sizes[task] = [], []
             own = spans[task]
             if own and own[-1][1] == row:
                 own[-1] = (own[-1][0], end)
             else:
                 own.append((row, end))
-            starts[task][place] = lengths[task]
-            lengths[task] += request.rows
+            sizes[task].append(request.rows)
         row = end
     feeds: dict[str, NDArray[np.generic]] = {}
     for number, (name, dtype) in enumerate(inputs):
         data = b"".join([request.data[number] for request in ordered])
         feeds[name] = np.frombuffer(data, dtype).reshape(row, *ordered[0].row_shapes[number])
-    parts = tuple(RowPart(task, _rows(own, row), lengths[task]) for task, own in spans.items())
-    return PackedRows(ordered, feeds, row, parts, starts)
+    parts = tuple(RowPart(task, _rows(own, row), sum(sizes[task])) for task, own in spans.items())
+    return PackedRows(ordered, feeds, row, parts, sizes)
 
 
 def take_answers(packed: PackedRows, answers: Sequence[Prediction]) -> list[Any]:
@@ -114,20 +113,29 @@ def take_answers(packed: PackedRows, answers: Sequence[Prediction]) -> list[Any]
     Args:
         answers: for each of `packed.parts`, the task's predictions for its rows.
     """
-    by_task = {part.task: answer for part, answer in zip(packed.parts, answers, strict=True)}
-    found: list[Any] = []
-    for place, request in enumerate(packed.requests):
-        own = {}
-        for task in request.tasks:
-            answer = by_task[task]
-            start = packed.starts[task][place]
-            stop = start + request.rows
-            weights = answer.routing_weights
-            own[task] = Prediction(
-                answer.output[start:stop], None if weights is None else weights[start:stop], answer.provider
-            )
-        found.append(own[request.tasks[0]] if request.is_single else own)
-    return found
+    own = {
+        part.task: _taken_apart(answer, packed.sizes[part.task])
+        for part, answer in zip(packed.parts, answers, strict=True)
+    }
+    return [
+        next(own[request.tasks[0]])
+        if request.is_single
+        else {task: next(own[task]) for task in request.tasks}
+        for request in packed.requests
+    ]
+
+
+def _taken_apart(answer: Prediction, sizes: Sequence[int]) -> Iterator[Prediction]:
+    """The rows of one request after the other."""
+    output, weights, provider = answer
+    if len(output) == len(sizes):  # one row each, and walking along an axis takes half as long as slicing
+        rows_of_weights = repeat(None) if weights is None else iter(weights[:, None])
+        yield from map(Prediction, output[:, None], rows_of_weights, repeat(provider))
+        return
+    stop = 0
+    for size in sizes:
+        start, stop = stop, stop + size
+        yield Prediction(output[start:stop], None if weights is None else weights[start:stop], provider)
 
 
 def _rows(spans: Sequence[tuple[int, int]], rows: int) -> Rows:

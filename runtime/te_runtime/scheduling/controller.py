@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from te_runtime.scheduling.batch import Batch
 from te_runtime.scheduling.request import Request
@@ -12,6 +13,10 @@ from te_runtime.scheduling.resource_pool import Resource, ResourcePool
 __all__ = ["Controller"]
 
 _ALPHA = 0.05
+_Place: TypeAlias = tuple[int, int, int]
+"""How many tasks are waited for, the full passes before a request, and, before any, the rows in its own batch before it."""
+_Foreseen: TypeAlias = tuple[float, float]
+"""When a request would be answered, and what the time until then is multiplied by to allow for deviations."""
 
 
 class Controller:
@@ -22,12 +27,24 @@ class Controller:
         mean_absolute_error: the same of its absolute value.
     """
 
-    __slots__ = ("_max_batch", "_pool", "_queue", "mean_absolute_error", "mean_error")
+    __slots__ = (
+        "_foreseen",
+        "_foreseen_at",
+        "_foreseen_until_ns",
+        "_max_batch",
+        "_pool",
+        "_queue",
+        "mean_absolute_error",
+        "mean_error",
+    )
 
     def __init__(self, queue: RequestQueue, pool: ResourcePool, *, max_batch: int) -> None:
         self._queue = queue
         self._pool = pool
         self._max_batch = max_batch
+        self._foreseen: dict[_Place, _Foreseen] = {}
+        self._foreseen_at = -1
+        self._foreseen_until_ns = 0
         self.mean_error = 0.0
         self.mean_absolute_error = 0.0
 
@@ -38,18 +55,48 @@ class Controller:
         first; the request's own batch holds the rest of them and itself. What may yet come and rank before it is not
         foreseen. To the batches that lie ahead twice their usual deviation is added.
         """
-        queue, max_batch = self._queue, self._max_batch
-        live = self._pool.live or self._pool.resources
+        queue = self._queue
         tasks = max(queue.distinct_tasks, len(request.tasks))
-        passes, rest = divmod(queue.rows_before(request.rank_ns) + request.rows - 1, max_batch)
+        passes, rest = divmod(queue.rows_before(request.rank_ns) + request.rows - 1, self._max_batch)
+        place = (tasks, passes, 0 if passes else rest)
+        if self._foreseen_at != self._pool.changes or now_ns >= self._foreseen_until_ns:
+            self._foresee_anew()
+        finish, allowance = self._foreseen.get(place) or self._foresee(place, now_ns)
+        return now_ns + (finish - now_ns) * allowance
+
+    def _foresee_anew(self) -> None:
+        """Forget what was foreseen.
+
+        While every executor is at work, and none of them late, it does not depend on the time, and holds for whoever
+        else comes to the same place in the queue: under load that is most of those who ask.
+        """
+        self._foreseen.clear()
+        self._foreseen_at = self._pool.changes
+        live = self._pool.live
+        is_busy = bool(live) and all(one.batch is not None for one in live)
+        self._foreseen_until_ns = min([one.free_at_ns for one in live]) if is_busy else 0
+
+    def _foresee(self, place: _Place, now_ns: int) -> _Foreseen:
+        tasks, passes, rest = place
+        live = self._pool.live or self._pool.resources
         free_at = [one.free_from_ns(now_ns) for one in live]
+        rows = self._max_batch if passes else rest + 1
+        own = [one.latency.expect_about(min(tasks, rows), rows) for one in live]
         if passes:
-            rest = max_batch - 1
-            full = [one.latency.expect_about(min(tasks, max_batch), max_batch) for one in live]
-            _run_passes(free_at, full, passes)
-        own = [one.latency.expect_about(min(tasks, rest + 1), rest + 1) for one in live]
-        finish, place = min((free_at[place] + own[place], place) for place in range(len(live)))
-        return now_ns + (finish - now_ns) * (1 + 2 * live[place].latency.deviation)
+            _run_passes(free_at, own, passes)
+        finishes = [start + latency for start, latency in zip(free_at, own, strict=True)]
+        finish = min(finishes)
+        allowance = 1 + 2 * live[finishes.index(finish)].latency.deviation
+        if now_ns < self._foreseen_until_ns:
+            self._foreseen[place] = finish, allowance
+        return finish, allowance
+
+    def relax_if_idle(self) -> None:
+        """After a refusal: where nothing runs and nothing waits, bring expectations nearer to their seeds."""
+        live = self._pool.live
+        if not self._queue and all(one.batch is None for one in live):
+            for one in live:
+                one.latency.relax()
 
     def learn(self, resource: Resource, batch: Batch, observed_ns: int) -> None:
         """Hold an execution against its expectation, and correct what the expectation rests on."""

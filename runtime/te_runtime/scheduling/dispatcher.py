@@ -139,7 +139,7 @@ class Dispatcher:
         if request.deadline_ns is not None:
             finish = self.controller.predict_finish_ns(request, now_ns)
             if finish > request.deadline_ns:
-                self._relax_if_idle()
+                self.controller.relax_if_idle()
                 raise DeadlineError(
                     allowed_ms=(request.deadline_ns - request.submitted_ns) / _NS_PER_MS,
                     predicted_ms=(finish - request.submitted_ns) / _NS_PER_MS,
@@ -276,8 +276,7 @@ class Dispatcher:
         tasks, rows = shape
         expected = resource.latency.expect(tasks, rows)
         batch = Batch(requests, tasks, rows, now_ns, expected)
-        resource.batch = batch
-        resource.free_at_ns = now_ns + round(expected)
+        self.pool.begin(resource, batch)
         return Assignment(resource, batch)
 
     def _begun(self, requests: list[Request]) -> list[Request]:
@@ -295,16 +294,9 @@ class Dispatcher:
         for request in self._begun(self.queue.take_expired(now_ns)):
             self.endings.append(Ending(request, "expired", _expired(request, now_ns)))
 
-    def _relax_if_idle(self) -> None:
-        if not self.queue and all(resource.batch is None for resource in self.pool.live):
-            for resource in self.pool.live:
-                resource.latency.relax()
-
     def _freed(self, resource: Resource, batch: Batch, now_ns: int) -> bool:
         """The executor has come back from `batch`; False where that was given up meanwhile."""
-        resource.batch = None
-        resource.busy_ns += now_ns - batch.started_ns
-        resource.free_at_ns = now_ns
+        self.pool.end(resource, batch, now_ns)
         if batch.was_given_up:
             self.pool.change_state(resource, "live")
         return not batch.was_given_up

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
@@ -31,7 +30,7 @@ class RequestQueue:
         self.rows = 0
         self._entries: list[_Entry] = []
         self._deadlines: list[_Entry] = []  # a heap; entries of requests that left stay until they come up
-        self._tasks: Counter[str] = Counter()
+        self._tasks: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -55,6 +54,8 @@ class RequestQueue:
         count = len(self._entries)
         if count == 0:
             return 0
+        if self._entries[-1][0] <= rank:
+            return self.rows
         return bisect_left(self._entries, (rank + 1,)) * self.rows // count
 
     def from_place(self, start: int) -> Iterator[Request]:
@@ -66,7 +67,8 @@ class RequestQueue:
         request.is_queued = True
         insort(self._entries, (request.rank_ns, request.sequence, request))
         self.rows += request.rows
-        self._tasks.update(request.tasks)
+        for task in request.tasks:
+            self._tasks[task] = self._tasks.get(task, 0) + 1
         if request.deadline_ns is not None:
             if len(self._deadlines) > 2 * len(self._entries) + _SPARE_DEADLINES:
                 self._forget_deadlines_of_the_gone()

@@ -64,19 +64,35 @@ class ResourcePool:
     Attributes:
         resources: all of them.
         live: those that batches of the queue may be planned for.
+        changes: counts what happened to any of them; what was foreseen holds until it is another number.
     """
 
-    __slots__ = ("live", "resources")
+    __slots__ = ("changes", "live", "resources")
 
     def __init__(self, resources: Iterable[Resource]) -> None:
         self.resources = tuple(resources)
         self.live = self.resources
+        self.changes = 0
+
+    def begin(self, resource: Resource, batch: Batch) -> None:
+        """An idle executor is handed a batch."""
+        resource.batch = batch
+        resource.free_at_ns = batch.started_ns + round(batch.expected_ns)
+        self.changes += 1
+
+    def end(self, resource: Resource, batch: Batch, now_ns: int) -> None:
+        """An executor has come back from its batch, with answers or without."""
+        resource.batch = None
+        resource.busy_ns += now_ns - batch.started_ns
+        resource.free_at_ns = now_ns
+        self.changes += 1
 
     def change_state(
         self, resource: Resource, state: ResourceState, error: BaseException | None = None
     ) -> None:
         """Every change of a state goes through here."""
         resource.state, resource.error = state, error
+        self.changes += 1
         self.live = tuple(one for one in self.resources if one.state == "live")
 
     @property

@@ -57,8 +57,10 @@ _FORKED = (
 )
 _NS_PER_MS = 1e6
 # A caller that asks again at once whenever it is refused keeps Python's lock, and an executor that comes back from a
-# graph would wait 5 ms for it, several times per batch: overload would stop what it should only fill.
+# graph would wait 5 ms for it, several times per batch: overload would stop what it should only fill. So of the callers
+# that are refused one sleeps now and then: not each, or one thread that sends for many callers would fall behind.
 _YIELD_S = 20e-6
+_YIELD_EVERY_NS = 250_000
 
 
 class Scheduler:
@@ -118,6 +120,7 @@ class Scheduler:
         self._clock_ns = time.perf_counter_ns
         self._sequence = itertools.count()
         self._gone: str | None = None
+        self._yields_from_ns = 0
         self._lock = threading.Lock()
         self._quiet = threading.Condition(self._lock)
         self._space: list[Callable[[], object]] = []
@@ -362,13 +365,9 @@ class Scheduler:
                 if dispatcher.pool.has_idle:
                     found = dispatcher.dispatch(self._clock_ns())
                     moment_ns = dispatcher.next_tick_ns()
-        except QueueFullError:
-            self._metrics.refused("queue_full")
-            time.sleep(_YIELD_S)
-            raise
-        except DeadlineError:
-            self._metrics.refused("deadline")
-            time.sleep(_YIELD_S)
+        except (QueueFullError, DeadlineError) as error:
+            self._metrics.refused("deadline" if isinstance(error, DeadlineError) else "queue_full")
+            self._yield()
             raise
         except ClosedError:
             self._metrics.refused("closed")
@@ -378,6 +377,12 @@ class Scheduler:
         if self._dispatcher.endings:
             self._finish()
         return future
+
+    def _yield(self) -> None:
+        """Let go of Python's lock, unless another refused caller did a moment ago."""
+        if self._clock_ns() >= self._yields_from_ns:
+            time.sleep(_YIELD_S)
+            self._yields_from_ns = self._clock_ns() + _YIELD_EVERY_NS
 
     def _answer_nothing(self, request: Request) -> Future[Any]:
         """No rows need no executor."""
