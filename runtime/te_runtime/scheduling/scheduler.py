@@ -60,7 +60,7 @@ _NS_PER_MS = 1e6
 # graph would wait 5 ms for it, several times per batch: overload would stop what it should only fill. So of the callers
 # that are refused one sleeps now and then: not each, or one thread that sends for many callers would fall behind.
 _YIELD_S = 20e-6
-_YIELD_EVERY_NS = 250_000
+_YIELD_EVERY_NS = 100_000
 
 
 class Scheduler:
