@@ -379,8 +379,16 @@ class Scheduler:
         return future
 
     def _yield(self) -> None:
-        """Let go of Python's lock, unless another refused caller did a moment ago."""
-        if self._clock_ns() >= self._yields_from_ns:
+        """Let go of Python's lock if an executor with work to come may be waiting for it, unless somebody just did.
+
+        While an executor is idle, or nothing waits, who is refused is only late, and has to catch up.
+        """
+        dispatcher = self._dispatcher
+        if (
+            dispatcher.queue
+            and not dispatcher.pool.has_idle
+            and self._clock_ns() >= self._yields_from_ns  # glances without the scheduler's lock
+        ):
             time.sleep(_YIELD_S)
             self._yields_from_ns = self._clock_ns() + _YIELD_EVERY_NS
 

@@ -245,6 +245,36 @@ def test_a_full_queue_refuses_at_once(model: Any, held: Scheduler) -> None:
     assert held.metrics().refused["queue_full"] == 1
 
 
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long refused callers slept, each time."""
+    found: list[float] = []
+    monkeypatch.setattr("te_runtime.scheduling.scheduler.time.sleep", found.append)
+    return found
+
+
+def test_refused_callers_let_executors_with_work_have_the_lock(held: Scheduler, naps: list[float]) -> None:
+    for _ in range(4):
+        held.submit(row(1), task="a")
+    begun = time.perf_counter()
+    for _ in range(1000):
+        with pytest.raises(QueueFullError):
+            held.submit(row(2), task="a")
+    elapsed = time.perf_counter() - begun
+    assert 1 <= len(naps) <= 1 + elapsed / 100e-6
+    assert max(naps) <= 100e-6
+
+
+def test_who_is_refused_while_nothing_waits_is_not_held_up(
+    model: Any, make: Callable[..., Scheduler], naps: list[float]
+) -> None:
+    scheduler = make(model)
+    for _ in range(10):
+        with pytest.raises(DeadlineError):
+            scheduler.submit(row(1), task="a", deadline_ms=1e-6)
+    assert naps == []
+
+
 def test_a_full_queue_lets_a_thread_wait(model: Any, make: Callable[..., Scheduler]) -> None:
     scheduler = make(model, max_queue=1, when_full="block")
     occupy(scheduler, model)
