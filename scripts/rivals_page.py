@@ -79,8 +79,8 @@ def _machine(results: Results) -> Iterator[str]:
     )
     if steady < NOISY_BELOW * len(ratios):
         yield (
-            "**That is a noisy run**: the machine did not keep one speed, because of other work on it or of its neighbours on "
-            "the same host. Believe what differs by more than its span."
+            "**That is a noisy run**: the machine did not keep one speed, because of other work on it or of its neighbours "
+            "on the same host. Believe what differs by more than its span."
         )
     yield ""
 

@@ -59,7 +59,9 @@ _NS_PER_MS = 1e6
 # A caller that asks again at once whenever it is refused keeps Python's lock, and an executor that comes back from a
 # graph would wait 5 ms for it, several times per batch: overload would stop what it should only fill. So of the callers
 # that are refused one sleeps now and then: not each, or one thread that sends for many callers would fall behind.
+# Executors that want for the lock take several times 5 ms for a batch, and predictions say so.
 _YIELD_S = 20e-6
+_YIELDS_FROM_MS = 10.0
 _YIELD_EVERY_NS = 100_000
 
 
@@ -367,7 +369,7 @@ class Scheduler:
                     moment_ns = dispatcher.next_tick_ns()
         except (QueueFullError, DeadlineError) as error:
             self._metrics.refused("deadline" if isinstance(error, DeadlineError) else "queue_full")
-            self._yield()
+            self._yield(error)
             raise
         except ClosedError:
             self._metrics.refused("closed")
@@ -378,17 +380,15 @@ class Scheduler:
             self._finish()
         return future
 
-    def _yield(self) -> None:
-        """Let go of Python's lock if an executor with work to come may be waiting for it, unless somebody just did.
+    def _yield(self, refusal: QueueFullError | DeadlineError) -> None:
+        """Let go of Python's lock if executors may be in want of it, unless another refused caller just did.
 
-        While an executor is idle, or nothing waits, who is refused is only late, and has to catch up.
+        They are not while one of them is idle, nor while a request would be answered soon: then who is refused is only
+        late himself, and has to catch up.
         """
-        dispatcher = self._dispatcher
-        if (
-            dispatcher.queue
-            and not dispatcher.pool.has_idle
-            and self._clock_ns() >= self._yields_from_ns  # glances without the scheduler's lock
-        ):
+        if isinstance(refusal, DeadlineError) and (refusal.predicted_ms or 0.0) < _YIELDS_FROM_MS:
+            return
+        if self._clock_ns() >= self._yields_from_ns and not self._dispatcher.pool.has_idle:
             time.sleep(_YIELD_S)
             self._yields_from_ns = self._clock_ns() + _YIELD_EVERY_NS
 
