@@ -133,6 +133,58 @@ def test_a_prediction_needs_no_walk_through_a_long_queue(make_request: MakeReque
     assert finish == pytest.approx(10**12 / (1 / 200 + 1 / 800), rel=0.2)
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.just("ask"), st.integers(1, 3), st.integers(0, 20)),
+            st.tuples(st.just("wait"), st.integers(1, 400), st.just(0)),
+            st.tuples(st.just("push"), st.integers(1, 3), st.integers(0, 20)),
+            st.tuples(st.just("begin"), st.integers(0, 1), st.integers(1, 8)),
+            st.tuples(st.just("end"), st.integers(0, 1), st.just(0)),
+            st.tuples(st.just("stuck"), st.integers(0, 1), st.just(0)),
+        ),
+        max_size=40,
+    )
+)
+def test_what_is_kept_of_predictions_is_what_would_be_predicted_anew(
+    make_request: MakeRequest, steps: list[tuple[str, int, int]]
+) -> None:
+    queue, pool = RequestQueue(1000), ResourcePool([resource("one"), resource("two", 1.5)])
+    controller = Controller(queue, pool, max_batch=8)
+    now_ns = NOW
+    for what, number, extra in steps:
+        one = pool.resources[number % 2]
+        if what == "wait":
+            now_ns += number
+        elif what == "push":
+            queue.push(make_request(rows=number, rank_ns=extra, tasks=TASKS[: 1 + extra % 3]))
+        elif what == "begin" and one.batch is None:
+            pool.begin(one, Batch([], frozenset(), extra, now_ns, one.latency.expect_about(1, extra)))
+        elif what == "end" and one.batch is not None:
+            batch = one.batch
+            pool.end(one, batch, now_ns)
+            one.state = "live"
+            controller.learn(one, batch, now_ns - batch.started_ns + 1)
+        elif what == "stuck" and one.batch is not None:
+            pool.change_state(one, "stuck")
+        elif what == "ask":
+            request = make_request(rows=number, rank_ns=extra)
+            anew = Controller(queue, pool, max_batch=8).predict_finish_ns(request, now_ns)
+            assert controller.predict_finish_ns(request, now_ns) == anew
+            assert controller.predict_finish_ns(request, now_ns) == anew
+
+
+def test_a_prediction_is_looked_up_while_every_executor_is_at_work(
+    make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = busy(resource(), NOW + 500)
+    controller = Controller(RequestQueue(9), ResourcePool([one]), max_batch=8)
+    first = controller.predict_finish_ns(make_request(rank_ns=10), NOW)
+    monkeypatch.setattr(LatencyModel, "expect_about", pytest.fail)
+    assert controller.predict_finish_ns(make_request(rank_ns=10), NOW + 499) == first
+
+
 def test_learning_corrects_the_executor_that_ran_and_keeps_the_score() -> None:
     one, two = resource("one"), resource("two")
     controller = Controller(RequestQueue(1), ResourcePool([one, two]), max_batch=8)
