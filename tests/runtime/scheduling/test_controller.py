@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from te_runtime.scheduling.batch import Batch
@@ -147,6 +147,8 @@ def test_a_prediction_needs_no_walk_through_a_long_queue(make_request: MakeReque
         max_size=40,
     )
 )
+@example([("begin", 0, 8), ("begin", 1, 8), ("ask", 1, 5), ("end", 0, 0), ("ask", 1, 5)])
+@example([("begin", 0, 8), ("begin", 1, 8), ("ask", 1, 5), ("stuck", 0, 0), ("ask", 1, 5)])
 def test_what_is_kept_of_predictions_is_what_would_be_predicted_anew(
     make_request: MakeRequest, steps: list[tuple[str, int, int]]
 ) -> None:
