@@ -56,13 +56,15 @@ _FORKED = (
     "and make a scheduler after the fork"
 )
 _NS_PER_MS = 1e6
-# A caller that asks again at once whenever it is refused keeps Python's lock, and an executor that comes back from a
-# graph would wait 5 ms for it, several times per batch: overload would stop what it should only fill. So of the callers
-# that are refused one sleeps now and then: not each, or one thread that sends for many callers would fall behind.
-# Executors that want for the lock take several times 5 ms for a batch, and predictions say so.
-_YIELD_S = 20e-6
-_YIELDS_FROM_MS = 10.0
-_YIELD_EVERY_NS = 100_000
+# Callers that ask again at once whenever they are refused keep Python's lock, and an executor that comes back from a graph
+# would wait 5 ms for it, several times per batch: overload would stop what it should only fill. So refusals take turns,
+# one in 100 µs, and who comes too soon sleeps; a few in a row may come at once. Only where the answer would have been
+# far away: executors that want for the lock take several times 5 ms for a batch, and predictions say so. A caller that
+# is refused while executors are well is only late himself, and has to catch up.
+_REFUSAL_NS = 100_000
+_REFUSALS_AHEAD_NS = 300_000
+_LONGEST_REFUSAL_NS = 1_000_000
+_PACED_FROM_MS = 10.0
 
 
 class Scheduler:
@@ -122,7 +124,7 @@ class Scheduler:
         self._clock_ns = time.perf_counter_ns
         self._sequence = itertools.count()
         self._gone: str | None = None
-        self._yields_from_ns = 0
+        self._next_refusal_ns = 0
         self._lock = threading.Lock()
         self._quiet = threading.Condition(self._lock)
         self._space: list[Callable[[], object]] = []
@@ -191,8 +193,11 @@ class Scheduler:
         while True:
             try:
                 return self._submit(request)
-            except QueueFullError:
-                if not self._blocks:
+            except (QueueFullError, DeadlineError) as refusal:
+                if not (self._blocks and isinstance(refusal, QueueFullError)):
+                    pause_s = self._refused(refusal)
+                    if pause_s:
+                        time.sleep(pause_s)
                     raise
             freed = threading.Event()
             self._when_space(freed.set)
@@ -227,10 +232,15 @@ class Scheduler:
         request = self._parse(x, task, tasks, priority, deadline_ms)
         while True:
             try:
-                return await asyncio.wrap_future(self._submit(request))
-            except QueueFullError:
-                if not self._blocks:
+                future = self._submit(request)
+            except (QueueFullError, DeadlineError) as refusal:
+                if not (self._blocks and isinstance(refusal, QueueFullError)):
+                    pause_s = self._refused(refusal)
+                    if pause_s:
+                        await asyncio.sleep(pause_s)
                     raise
+            else:
+                return await asyncio.wrap_future(future)
             loop = asyncio.get_running_loop()
             freed = asyncio.Event()
             self._when_space(functools.partial(loop.call_soon_threadsafe, freed.set))
@@ -367,10 +377,6 @@ class Scheduler:
                 if dispatcher.pool.has_idle:
                     found = dispatcher.dispatch(self._clock_ns())
                     moment_ns = dispatcher.next_tick_ns()
-        except (QueueFullError, DeadlineError) as error:
-            self._metrics.refused("deadline" if isinstance(error, DeadlineError) else "queue_full")
-            self._yield(error)
-            raise
         except ClosedError:
             self._metrics.refused("closed")
             raise
@@ -380,17 +386,21 @@ class Scheduler:
             self._finish()
         return future
 
-    def _yield(self, refusal: QueueFullError | DeadlineError) -> None:
-        """Let go of Python's lock if executors may be in want of it, unless another refused caller just did.
+    def _refused(self, refusal: QueueFullError | DeadlineError) -> float:
+        """Count a refusal.
 
-        They are not while one of them is idle, nor while a request would be answered soon: then who is refused is only
-        late himself, and has to catch up.
+        Returns:
+            Seconds to sleep before the caller is told, where refusals come faster than executors can do with.
         """
-        if isinstance(refusal, DeadlineError) and (refusal.predicted_ms or 0.0) < _YIELDS_FROM_MS:
-            return
-        if self._clock_ns() >= self._yields_from_ns and not self._dispatcher.pool.has_idle:
-            time.sleep(_YIELD_S)
-            self._yields_from_ns = self._clock_ns() + _YIELD_EVERY_NS
+        self._metrics.refused("deadline" if isinstance(refusal, DeadlineError) else "queue_full")
+        if isinstance(refusal, DeadlineError) and (refusal.predicted_ms or 0.0) < _PACED_FROM_MS:
+            return 0.0
+        if self._dispatcher.pool.has_idle:
+            return 0.0
+        now_ns = self._clock_ns()
+        self._next_refusal_ns = turn_ns = max(self._next_refusal_ns, now_ns) + _REFUSAL_NS
+        ahead_ns = turn_ns - now_ns
+        return min(ahead_ns, _LONGEST_REFUSAL_NS) / 1e9 if ahead_ns > _REFUSALS_AHEAD_NS else 0.0
 
     def _answer_nothing(self, request: Request) -> Future[Any]:
         """No rows need no executor."""
