@@ -284,7 +284,6 @@ class Dispatcher:
         begun = []
         for request in requests:
             if request.future.set_running_or_notify_cancel():
-                request.future.when_cancelled = None  # it would keep the request alive as long as the future
                 begun.append(request)
             else:
                 self.endings.append(Ending(request, "cancelled", None))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from te_runtime.errors import InputError
 
 if TYPE_CHECKING:
+    from te_runtime.scheduling.request import Request
     from te_runtime.scheduling.resource_pool import ResourceState
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
 RequestOutcome = Literal["in_time", "late", "failed", "expired", "cancelled", "dropped"]
 Refusal = Literal["queue_full", "deadline", "closed"]
 
+_NS_PER_MS = 1e6
 LATENCY_BUCKETS_MS = (
     0.1,
     0.25,
@@ -165,24 +167,28 @@ class MetricsRecorder:
         with self._lock:
             self._outcomes[outcome] += count
 
-    def answered(self, rows: int, answers: Sequence[tuple[tuple[str, ...], float, bool]]) -> None:
+    def answered(self, requests: Sequence[Request], rows: int, done_ns: int) -> None:
         """Count a batch that was answered.
 
         Args:
-            rows: it had.
-            answers: for each request its tasks, its latency in milliseconds, and whether it was in time.
+            requests: what ran.
+            rows: of all of them.
+            done_ns: the clock's time of the answers.
         """
+        totals, latencies = self._totals, self._latencies
         with self._lock:
             self._batch_rows[rows] += 1
             late = 0
-            for tasks, latency_ms, in_time in answers:
-                late += not in_time
+            for request in requests:
+                deadline_ns = request.deadline_ns
+                late += deadline_ns is not None and done_ns > deadline_ns
+                latency_ms = (done_ns - request.submitted_ns) / _NS_PER_MS
                 bucket = bisect_left(LATENCY_BUCKETS_MS, latency_ms)
-                for task in tasks:
-                    self._latencies[task][bucket] += 1
-                    self._totals[task] += latency_ms
+                for task in request.tasks:
+                    latencies[task][bucket] += 1
+                    totals[task] += latency_ms
             self._outcomes["late"] += late
-            self._outcomes["in_time"] += len(answers) - late
+            self._outcomes["in_time"] += len(requests) - late
 
     def report(
         self,

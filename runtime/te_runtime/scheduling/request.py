@@ -1,31 +1,14 @@
-"""One request in the scheduler's care, and the future that its caller holds."""
+"""One request in the scheduler's care, and where it stands among others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
 
-__all__ = ["Request", "RequestFuture", "rank_ns"]
+from te_runtime.scheduling.request_future import RequestFuture
+
+__all__ = ["Request", "rank_ns"]
 
 _NS_PER_MS = 1_000_000
-
-
-class RequestFuture(Future[Any]):
-    """A future that tells the scheduler at once when its caller cancels it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.when_cancelled: Callable[[], None] | None = None
-
-    def cancel(self) -> bool:
-        """As Future.cancel: True until the request runs. The request leaves the queue in this call."""
-        cancelled = super().cancel()
-        if cancelled and self.when_cancelled is not None:
-            forget, self.when_cancelled = self.when_cancelled, None
-            forget()
-        return cancelled
 
 
 @dataclass(slots=True, eq=False)

@@ -33,6 +33,7 @@ from te_runtime.scheduling.options import (
     parse_scheduler_options,
 )
 from te_runtime.scheduling.request import Request
+from te_runtime.scheduling.request_future import answer_all
 from te_runtime.scheduling.resource_pool import Resource, ResourcePool
 from te_runtime.scheduling.runner import Runner, choose_runners
 from te_runtime.scheduling.timekeeper import Timekeeper
@@ -117,6 +118,7 @@ class Scheduler:
             limits = limits._replace(max_batch=min(least, limits.max_batch))
         self._model = models[0]
         self._tasks = models[0].tasks
+        self._withdraw = self._cancel  # bound once, not for each request
         self._alone = {task: (task,) for task in self._tasks}
         self._read = models[0].input_reader.read
         self._limits = limits
@@ -364,13 +366,13 @@ class Scheduler:
         if request.rows == 0:
             return self._answer_nothing(request)
         future = request.future
-        future.when_cancelled = lambda: self._cancel(request)
         try:
             with self._lock:
                 if self._gone is not None:
                     raise ClosedError(self._gone)
                 dispatcher = self._dispatcher
                 dispatcher.submit(request, self._clock_ns())
+                future.request, future.withdraw = request, self._withdraw
                 self._metrics.accepted()
                 found: Sequence[Assignment] = ()
                 moment_ns = request.deadline_ns
@@ -432,12 +434,8 @@ class Scheduler:
         done_ns = self._clock_ns()
         if not self._event(lambda now_ns: self._dispatcher.completed(assignment, now_ns)):
             return
-        told = []
-        for request, answer in zip(packed.requests, answers, strict=True):
-            request.future.set_result(answer)
-            in_time = request.deadline_ns is None or done_ns <= request.deadline_ns
-            told.append((request.tasks, (done_ns - request.submitted_ns) / _NS_PER_MS, in_time))
-        self._metrics.answered(batch.rows, told)
+        answer_all([request.future for request in packed.requests], answers)
+        self._metrics.answered(packed.requests, batch.rows, done_ns)
 
     def _event(self, happened: Callable[[int], bool | None]) -> bool | None:
         """Tell the dispatcher what happened, and do what follows from it."""

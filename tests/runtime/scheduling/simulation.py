@@ -183,7 +183,7 @@ class Simulation:
             submitted_ns=self.now_ns,
             sequence=next(self._sequence),
         )
-        request.future.when_cancelled = lambda: self.dispatcher.cancel(request)
+        request.future.request, request.future.withdraw = request, self.dispatcher.cancel
         try:
             self.dispatcher.submit(request, self.now_ns)
         except REFUSALS as error:

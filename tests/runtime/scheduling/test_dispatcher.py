@@ -109,7 +109,7 @@ def test_a_cancelled_request_is_done_for_whoever_waits_for_it(make_request: Make
     one = dispatcher()
     begin(one, make_request())
     waiting = make_request()
-    waiting.future.when_cancelled = lambda: one.cancel(waiting)
+    waiting.future.request, waiting.future.withdraw = waiting, one.cancel
     one.submit(waiting, 0)
     assert waiting.future.cancel()
     assert [(ending.outcome, ending.error) for ending in one.endings] == [("cancelled", None)]
@@ -137,7 +137,7 @@ def test_a_request_cancelled_while_it_is_taken_out_is_not_run(make_request: Make
 def test_a_running_request_cannot_be_cancelled(make_request: MakeRequest) -> None:
     one = dispatcher()
     request = make_request()
-    request.future.when_cancelled = lambda: one.cancel(request)
+    request.future.request, request.future.withdraw = request, one.cancel
     begin(one, request)
     assert not request.future.cancel()
     assert not one.endings
@@ -151,7 +151,7 @@ def test_a_request_does_not_live_as_long_as_its_future(make_request: MakeRequest
 
     one = dispatcher()
     request = make_request(data=Rows())
-    request.future.when_cancelled = lambda request=request: one.cancel(request)
+    request.future.request, request.future.withdraw = request, one.cancel
     future = request.future
     [assignment] = begin(one, request)
     one.completed(assignment, MS)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from te_runtime import InputError
 from te_runtime.scheduling.metrics import LATENCY_BUCKETS_MS, Histogram, MetricsRecorder, SchedulerMetrics
+from te_runtime.scheduling.request import Request
 
 
 def report(recorder: MetricsRecorder) -> SchedulerMetrics:
@@ -20,6 +21,26 @@ def report(recorder: MetricsRecorder) -> SchedulerMetrics:
         executors=(),
         uptime_s=1.5,
     )
+
+
+def answered(recorder: MetricsRecorder, rows: int, *answers: tuple[tuple[str, ...], float, bool]) -> None:
+    """Count a batch of which each request has tasks, a latency in milliseconds, and is in time or not."""
+    done_ns = 10**12
+    requests = [
+        Request(
+            data=(),
+            row_shapes=(),
+            rows=1,
+            tasks=tasks,
+            is_single=False,
+            priority=0.0,
+            deadline_ns=done_ns if in_time else done_ns - 1,
+            submitted_ns=done_ns - round(latency_ms * 1e6),
+            sequence=0,
+        )
+        for tasks, latency_ms, in_time in answers
+    ]
+    recorder.answered(requests, rows, done_ns)
 
 
 def test_nothing_has_happened_yet() -> None:
@@ -46,9 +67,9 @@ def test_what_happened_is_counted_once_each() -> None:
     recorder.refused("closed")
     recorder.ended("cancelled")
     recorder.ended("dropped", 2)
-    recorder.answered(5, [(("a",), 0.1, True), (("a", "b"), 3.0, False), (("b",), 20_000.0, True)])
-    recorder.answered(2, [(("b",), 0.3, True)])
-    recorder.answered(5, [(("b",), 0.3, True)])
+    answered(recorder, 5, (("a",), 0.1, True), (("a", "b"), 3.0, False), (("b",), 20_000.0, True))
+    answered(recorder, 2, (("b",), 0.3, True))
+    answered(recorder, 5, (("b",), 0.3, True))
     found = report(recorder)
     assert found.accepted == 9
     assert found.refused == {"queue_full": 0, "deadline": 2, "closed": 1}
@@ -71,7 +92,7 @@ def test_what_happened_is_counted_once_each() -> None:
 def test_a_report_does_not_change_afterwards() -> None:
     recorder = MetricsRecorder(("a",))
     before = report(recorder)
-    recorder.answered(1, [(("a",), 1.0, True)])
+    answered(recorder, 1, (("a",), 1.0, True))
     recorder.refused("closed")
     assert before.latency_ms["a"].count == before.outcomes["in_time"] == before.refused["closed"] == 0
     assert before.batch_rows == {}
@@ -82,7 +103,7 @@ def test_threads_count_together() -> None:
 
     def work() -> None:
         for _ in range(500):
-            recorder.answered(1, [(("a",), 1.0, True)])
+            answered(recorder, 1, (("a",), 1.0, True))
             recorder.ended("failed")
             recorder.refused("queue_full")
 
@@ -96,7 +117,7 @@ def test_threads_count_together() -> None:
     assert found.latency_ms["a"].count == found.batch_rows[1] == 2000
 
 
-latencies = st.floats(0.0, 20_000.0) | st.sampled_from(LATENCY_BUCKETS_MS)
+latencies = st.integers(0, 20_000_000_000).map(lambda ns: ns / 1e6) | st.sampled_from(LATENCY_BUCKETS_MS)
 
 
 @settings(deadline=None, max_examples=80)
@@ -106,7 +127,7 @@ latencies = st.floats(0.0, 20_000.0) | st.sampled_from(LATENCY_BUCKETS_MS)
 )
 def test_a_quantile_is_the_bound_of_the_bucket_that_holds_it(values: list[float], part: float) -> None:
     recorder = MetricsRecorder(("a",))
-    recorder.answered(len(values), [(("a",), value, True) for value in values])
+    answered(recorder, len(values), *[(("a",), value, True) for value in values])
     histogram = report(recorder).latency_ms["a"]
     assert histogram.count == len(values)
     assert histogram.total == pytest.approx(sum(values))

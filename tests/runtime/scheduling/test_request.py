@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import concurrent.futures
 from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from te_runtime.scheduling.request import Request, RequestFuture, rank_ns
+from te_runtime.scheduling.request import Request, rank_ns
 
 MS = 1_000_000
 S = 1_000_000_000
@@ -84,28 +83,6 @@ def test_nothing_that_comes_late_enough_ranks_before(
         deadline_ns=None if allowed_ns is None else submitted_ns + allowed_ns,
     )
     assert rank_ns(late, capacity=float(capacity), patience_ns=patience_ns) > rank
-
-
-def test_a_cancelled_future_tells_once() -> None:
-    future, told = RequestFuture(), []
-    future.when_cancelled = lambda: told.append(1)
-    assert future.cancel()
-    assert future.cancel()
-    assert told == [1]
-
-
-def test_a_running_future_cannot_be_cancelled_and_tells_nothing() -> None:
-    future, told = RequestFuture(), []
-    future.when_cancelled = lambda: told.append(1)
-    assert future.set_running_or_notify_cancel()
-    assert not future.cancel()
-    assert told == []
-    future.set_result(3)
-    assert concurrent.futures.wait([future], timeout=0).done == {future}
-
-
-def test_a_future_of_nobody_can_be_cancelled() -> None:
-    assert RequestFuture().cancel()
 
 
 def test_requests_are_compared_by_identity(make_request: MakeRequest) -> None:
