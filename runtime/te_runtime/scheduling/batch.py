@@ -57,8 +57,7 @@ class Batch:
     was_given_up: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PackedRows:
+class PackedRows(NamedTuple):
     """The rows of a batch.
 
     Attributes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from te_runtime.scheduling.latency_model import LatencyModel
 from te_runtime.scheduling.request import Request
@@ -33,17 +33,16 @@ class ArrivalGap:
         self.last_ns = now_ns
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
+class Cut(NamedTuple):
     """How many requests from the front of the queue make a batch.
 
     Attributes:
-        count: of requests, at least one.
+        size: how many requests, at least one.
         rows: they have.
         tasks: they ask for.
     """
 
-    count: int
+    size: int
     rows: int
     tasks: frozenset[str]
 

@@ -171,13 +171,13 @@ class Dispatcher:
             resource = live[place]
             cut = self._batcher.cut(self.queue.from_place(offset), resource.latency, now_ns)
             if not resource.is_idle:  # though busy it is done first, so these wait for it
-                offset += cut.count
+                offset += cut.size
                 free_at[place] = finish
                 self._look_again(resource, now_ns)
                 continue
             if offset == 0 and self._holds(resource, now_ns):
                 break
-            taken = self.queue.take(offset, cut.count)
+            taken = self.queue.take(offset, cut.size)
             requests = self._begun(taken)
             if requests:
                 shape = (cut.tasks, cut.rows) if len(requests) == len(taken) else _shape(requests)
@@ -219,16 +219,14 @@ class Dispatcher:
 
     def next_tick_ns(self) -> int | None:
         """When tick should be called if nothing happens before."""
-        times = [
-            resource.batch.started_ns + self.limits.stall_ns
-            for resource in self.pool.resources
-            if resource.batch is not None and not resource.batch.was_given_up
-        ]
-        if self._retries:
-            times += [one.request.deadline_ns for one in self._retries if one.request.deadline_ns is not None]
-        others = (self._hold_until_ns, self._look_again_ns, self.queue.next_deadline_ns())
-        times += [time for time in others if time is not None]
-        return min(times, default=None)
+        moments = [self._hold_until_ns, self._look_again_ns, self.queue.next_deadline_ns()]
+        for resource in self.pool.resources:
+            batch = resource.batch
+            if batch is not None and not batch.was_given_up:
+                moments.append(batch.started_ns + self.limits.stall_ns)
+        for retry in self._retries:
+            moments.append(retry.request.deadline_ns)
+        return min([moment for moment in moments if moment is not None], default=None)
 
     def drop_waiting(self, error: Callable[[], BaseException]) -> None:
         """End everything that does not run; what runs is not tried again."""

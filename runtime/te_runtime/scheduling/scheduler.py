@@ -349,28 +349,31 @@ class Scheduler:
                 f"x has {rows} rows, expected at most max_batch={self._limits.max_batch}: make the scheduler with a larger "
                 "max_batch, pass fewer rows, or call Model.predict for large batches"
             )
-        arrays = [feeds[name] for name, _ in self._inputs]
+        data, row_shapes = [], []
+        for name, _ in self._inputs:
+            array = feeds[name]
+            data.append(array.tobytes())
+            row_shapes.append(array.shape[1:])
         return Request(
-            data=tuple([array.tobytes() for array in arrays]),
-            row_shapes=tuple([array.shape[1:] for array in arrays]),
-            rows=rows,
-            tasks=chosen,
-            is_single=task is not None,
-            priority=points,
-            deadline_ns=None if allowed_ns is None else now_ns + allowed_ns,
-            submitted_ns=now_ns,
-            sequence=next(self._sequence),
+            tuple(data),
+            tuple(row_shapes),
+            rows,
+            chosen,
+            task is not None,
+            points,
+            None if allowed_ns is None else now_ns + allowed_ns,
+            now_ns,
+            next(self._sequence),
         )
 
     def _submit(self, request: Request) -> Future[Any]:
         if request.rows == 0:
             return self._answer_nothing(request)
-        future = request.future
+        future, dispatcher = request.future, self._dispatcher
         try:
             with self._lock:
                 if self._gone is not None:
                     raise ClosedError(self._gone)
-                dispatcher = self._dispatcher
                 dispatcher.submit(request, self._clock_ns())
                 future.request, future.withdraw = request, self._withdraw
                 self._metrics.accepted()
@@ -382,9 +385,11 @@ class Scheduler:
         except ClosedError:
             self._metrics.refused("closed")
             raise
-        self._hand_out(found)
-        self._timekeeper.ask(moment_ns)
-        if self._dispatcher.endings:
+        if found:
+            self._hand_out(found)
+        if moment_ns is not None:
+            self._timekeeper.ask(moment_ns)
+        if dispatcher.endings:
             self._finish()
         return future
 
@@ -428,20 +433,21 @@ class Scheduler:
             packed = pack_rows(batch.requests, self._inputs)
             answers = take_answers(packed, runner.run(packed.feeds, packed.rows, packed.parts))
         except Exception as error:  # noqa: BLE001 - whatever it is, the requests' callers are told
-            cause = error
-            self._event(lambda now_ns: self._dispatcher.failed(assignment, cause, now_ns))
-            return
-        done_ns = self._clock_ns()
-        if not self._event(lambda now_ns: self._dispatcher.completed(assignment, now_ns)):
-            return
-        answer_all([request.future for request in packed.requests], answers)
-        self._metrics.answered(packed.requests, batch.rows, done_ns)
+            with self._lock:
+                self._dispatcher.failed(assignment, error, self._clock_ns())
+        else:
+            with self._lock:
+                done_ns = self._clock_ns()
+                is_wanted = self._dispatcher.completed(assignment, done_ns)
+            if is_wanted:
+                answer_all([request.future for request in packed.requests], answers)
+                self._metrics.answered(packed.requests, batch.rows, done_ns)
+        self._go_on()
 
-    def _event(self, happened: Callable[[int], bool | None]) -> bool | None:
-        """Tell the dispatcher what happened, and do what follows from it."""
+    def _go_on(self) -> None:
+        """An executor came back, and its callers were told: begin what waits."""
         with self._lock:
             now_ns = self._clock_ns()
-            result = happened(now_ns)
             found = self._dispatcher.dispatch(now_ns)
             moment_ns = self._dispatcher.next_tick_ns()
             waiters = self._take_space()
@@ -450,7 +456,6 @@ class Scheduler:
         self._hand_out(found)
         self._timekeeper.ask(moment_ns)
         self._finish(waiters)
-        return result
 
     def _tick(self) -> int | None:
         """A moment has come that was asked for, in the timekeeper's thread."""

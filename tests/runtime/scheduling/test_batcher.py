@@ -33,18 +33,18 @@ def test_without_deadlines_a_batch_is_as_large_as_may_be(make_request: MakeReque
         make_request(tasks=(task,), rows=rows) for task, rows in (("a", 3), ("b", 4), ("a", 1), ("c", 1))
     ]
     cut = batcher().cut(waiting, model(), 0)
-    assert (cut.count, cut.rows, cut.tasks) == (3, 8, {"a", "b"})
+    assert (cut.size, cut.rows, cut.tasks) == (3, 8, {"a", "b"})
 
 
 def test_who_does_not_fit_is_not_overtaken(make_request: MakeRequest) -> None:
     waiting = [make_request(rows=rows) for rows in (3, 6, 1)]
     cut = batcher().cut(waiting, model(), 0)
-    assert (cut.count, cut.rows) == (1, 3)
+    assert (cut.size, cut.rows) == (1, 3)
 
 
 def test_rows_of_another_shape_end_the_batch(make_request: MakeRequest) -> None:
     waiting = [make_request(row_shapes=((size,),)) for size in (4, 4, 5, 4)]
-    assert batcher().cut(waiting, model(), 0).count == 2
+    assert batcher().cut(waiting, model(), 0).size == 2
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,14 @@ def test_a_batch_ends_where_it_would_spoil_a_deadline_in_it(
     make_request: MakeRequest, deadlines: list[int | None], count: int
 ) -> None:
     waiting = [make_request(deadline_ns=None if one is None else 5000 + one) for one in deadlines]
-    assert batcher().cut(waiting, model(), 5000).count == count
+    assert batcher().cut(waiting, model(), 5000).size == count
 
 
 def test_a_further_task_counts_with_its_tail(make_request: MakeRequest) -> None:
     waiting = [make_request(tasks=("a",), deadline_ns=150), make_request(tasks=("b",))]
-    assert batcher().cut(waiting, model(), 0).count == 1
+    assert batcher().cut(waiting, model(), 0).size == 1
     waiting[1] = make_request(tasks=("a",))
-    assert batcher().cut(waiting, model(), 0).count == 2
+    assert batcher().cut(waiting, model(), 0).size == 2
 
 
 def test_a_deadline_that_is_met_to_the_last_bit_is_met(make_request: MakeRequest) -> None:
@@ -87,7 +87,7 @@ def test_a_deadline_that_is_met_to_the_last_bit_is_met(make_request: MakeRequest
         for tasks in itertools.permutations(tails):
             for deadline_ns in range(6, 12):
                 request = make_request(tasks=tasks, deadline_ns=deadline_ns)
-                assert batcher().cut([request], latency, 0).count == 1
+                assert batcher().cut([request], latency, 0).size == 1
 
 
 asked = st.lists(
@@ -132,9 +132,9 @@ def test_the_cut_is_the_longest_front_that_keeps_the_deadlines_it_can(
 
     cut = batcher(max_batch).cut(waiting, latency, 0)
     expected = max(count for count in range(1, len(waiting) + 1) if count == 1 or is_good(count))
-    assert cut.count == expected
-    assert cut.rows == sum(request.rows for request in waiting[: cut.count])
-    assert cut.tasks == {task for request in waiting[: cut.count] for task in request.tasks}
+    assert cut.size == expected
+    assert cut.rows == sum(request.rows for request in waiting[: cut.size])
+    assert cut.tasks == {task for request in waiting[: cut.size] for task in request.tasks}
 
 
 def arrivals(gap_ns: int, last_ns: int, count: int = 200) -> ArrivalGap:
