@@ -14,7 +14,6 @@ import math
 import os
 import threading
 import time
-from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -236,11 +235,11 @@ class OpenRun:
 
     arrivals: Arrivals
     hopeless: int = 0
-    behind_ns: array[int] = field(default_factory=lambda: array("q"))
-    ended_ns: array[int] = field(default_factory=lambda: array("q"))
-    latencies_ns: array[int] = field(default_factory=lambda: array("q"))
-    waits_ns: array[int] = field(default_factory=lambda: array("q"))
-    refused_ns: array[int] = field(default_factory=lambda: array("q"))
+    behind_ns: list[int] = field(default_factory=list)
+    ended_ns: list[int] = field(default_factory=list)
+    latencies_ns: list[int] = field(default_factory=list)
+    waits_ns: list[int] = field(default_factory=list)
+    refused_ns: list[int] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     generator_cpus: float = 0.0
     other_cpus: float = 0.0

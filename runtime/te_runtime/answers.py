@@ -8,7 +8,6 @@ position and shape beforehand, and picks and packs with functions written in C.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import repeat
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from te_runtime.errors import BundleError
 from te_runtime.inputs import shown_shape
 from te_runtime.interfaces import output_positions
 from te_runtime.manifest import GraphSpec, TaskSpec, TensorSpec
-from te_runtime.prediction import Prediction
+from te_runtime.prediction import Prediction, make_predictions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["AnswerReader", "TaskReader"]
 
 _SHAPE_OF = attrgetter("shape")
-_NEW_TUPLE = tuple.__new__  # what Prediction(...) calls, without the frame of Python around it
 
 
 class AnswerReader:
@@ -75,8 +73,8 @@ class AnswerReader:
             shapes = self._shapes = self._promised(rows)  # one assignment, so threads may cross here
         if [*map(_SHAPE_OF, outputs)] != shapes[1]:
             raise self._misfit(outputs, rows)
-        found = zip(self._heads(outputs), self._gates(outputs), repeat(self._provider))
-        return dict(zip(self._names, map(_NEW_TUPLE, repeat(Prediction), found), strict=True))
+        found = make_predictions(self._heads(outputs), self._gates(outputs), self._provider)
+        return dict(zip(self._names, found, strict=True))
 
     def empty(self) -> dict[str, Prediction]:
         """The answers for no rows."""

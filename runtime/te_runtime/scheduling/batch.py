@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from te_runtime.prediction import Prediction
+from te_runtime.prediction import Prediction, make_predictions
 from te_runtime.row_parts import RowPart, Rows
 from te_runtime.scheduling.request import Request
 
@@ -128,8 +128,8 @@ def _taken_apart(answer: Prediction, sizes: Sequence[int]) -> Iterator[Predictio
     """The rows of one request after the other."""
     output, weights, provider = answer
     if len(output) == len(sizes):  # one row each, and walking along an axis takes half as long as slicing
-        rows_of_weights = repeat(None) if weights is None else iter(weights[:, None])
-        yield from map(Prediction, output[:, None], rows_of_weights, repeat(provider))
+        own_weights = repeat(None) if weights is None else weights[:, None]
+        yield from make_predictions(output[:, None], own_weights, provider)
         return
     stop = 0
     for size in sizes:
