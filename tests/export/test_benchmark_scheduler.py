@@ -32,6 +32,7 @@ from scheduler_throughput import QUIET_CPUS, Case, Measured, best
 
 import te_runtime
 from te_runtime.scheduling.metrics import MetricsRecorder
+from te_runtime.scheduling.request import Request
 
 TASKS = ("click", "buy")
 
@@ -258,12 +259,13 @@ def tally(ends: int, **seen: int) -> Tally:
 
 
 def metrics(answered: int, refused: int) -> te_runtime.SchedulerMetrics:
+    request = Request((), (), 1, ("click",), True, 0.0, None, 0, 0)
     recorder = MetricsRecorder(TASKS)
     for _ in range(answered):
         recorder.accepted()
     for _ in range(refused):
         recorder.refused("deadline")
-    recorder.answered(answered, [(("click",), 1.0, True)] * answered)
+    recorder.answered([request] * answered, answered, done_ns=1_000_000)
     return recorder.report(
         queue_length=0, running=0, prediction_error=0, prediction_absolute_error=0, executors=(), uptime_s=1
     )

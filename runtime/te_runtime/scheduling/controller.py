@@ -8,7 +8,7 @@ from typing import TypeAlias
 from te_runtime.scheduling.batch import Batch
 from te_runtime.scheduling.request import Request
 from te_runtime.scheduling.request_queue import RequestQueue
-from te_runtime.scheduling.resource_pool import Resource, ResourcePool
+from te_runtime.scheduling.resource_pool import Resource, ResourcePool, first_to_finish
 
 __all__ = ["Controller"]
 
@@ -59,9 +59,14 @@ class Controller:
         tasks = max(queue.distinct_tasks, len(request.tasks))
         passes, rest = divmod(queue.rows_before(request.rank_ns) + request.rows - 1, self._max_batch)
         place = (tasks, passes, 0 if passes else rest)
-        if self._foreseen_at != self._pool.changes or now_ns >= self._foreseen_until_ns:
-            self._foresee_anew()
-        finish, allowance = self._foreseen.get(place) or self._foresee(place, now_ns)
+        if self._pool.has_idle:
+            finish, allowance = self._foresee(place, now_ns)
+        else:
+            if self._foreseen_at != self._pool.changes or now_ns >= self._foreseen_until_ns:
+                self._foresee_anew()
+            finish, allowance = self._foreseen.get(place) or self._foresee(place, now_ns)
+            if now_ns < self._foreseen_until_ns:
+                self._foreseen[place] = finish, allowance
         return now_ns + (finish - now_ns) * allowance
 
     def _foresee_anew(self) -> None:
@@ -72,24 +77,20 @@ class Controller:
         """
         self._foreseen.clear()
         self._foreseen_at = self._pool.changes
-        live = self._pool.live
-        is_busy = bool(live) and all(one.batch is not None for one in live)
-        self._foreseen_until_ns = min([one.free_at_ns for one in live]) if is_busy else 0
+        self._foreseen_until_ns = min([one.free_at_ns for one in self._pool.live], default=0)
 
     def _foresee(self, place: _Place, now_ns: int) -> _Foreseen:
         tasks, passes, rest = place
-        live = self._pool.live or self._pool.resources
-        free_at = [one.free_from_ns(now_ns) for one in live]
+        pool = self._pool
+        live = pool.live or pool.resources
         rows = self._max_batch if passes else rest + 1
-        own = [one.latency.expect_about(min(tasks, rows), rows) for one in live]
+        if tasks > rows:
+            tasks = rows
+        free_at = [one.free_from_ns(now_ns) for one in live]
         if passes:
-            _run_passes(free_at, own, passes)
-        finishes = [start + latency for start, latency in zip(free_at, own, strict=True)]
-        finish = min(finishes)
-        allowance = 1 + 2 * live[finishes.index(finish)].latency.deviation
-        if now_ns < self._foreseen_until_ns:
-            self._foreseen[place] = finish, allowance
-        return finish, allowance
+            _run_passes(free_at, [one.latency.expect_about(tasks, rows) for one in live], passes)
+        number, finish = first_to_finish(live, free_at, tasks, rows)
+        return finish, 1 + 2 * live[number].latency.deviation
 
     def relax_if_idle(self) -> None:
         """After a refusal: where nothing runs and nothing waits, bring expectations nearer to their seeds."""

@@ -20,7 +20,7 @@ from te_runtime.scheduling.batcher import ArrivalGap, Batcher
 from te_runtime.scheduling.controller import Controller
 from te_runtime.scheduling.request import Request, rank_ns
 from te_runtime.scheduling.request_queue import RequestQueue
-from te_runtime.scheduling.resource_pool import Resource, ResourcePool
+from te_runtime.scheduling.resource_pool import Resource, ResourcePool, first_to_finish
 
 __all__ = ["Assignment", "Dispatcher", "Ending", "Limits", "Outcome"]
 
@@ -162,27 +162,27 @@ class Dispatcher:
         if not self.queue or not self.pool.has_idle:
             return found
         self._expire(now_ns)
+        queue, live = self.queue, self.pool.live
         offset = 0
-        live = self.pool.live
-        free_at = [float(resource.free_from_ns(now_ns)) for resource in live]
-        while offset < len(self.queue) and self.pool.has_idle:
-            rows = min(self.queue.rows, self.limits.max_batch)
-            place, finish = self.pool.place(min(self.queue.distinct_tasks, rows), rows, free_at)
+        free_at = [resource.free_from_ns(now_ns) for resource in live]
+        while offset < len(queue) and self.pool.has_idle:
+            rows = min(queue.rows, self.limits.max_batch)
+            place, finish = first_to_finish(live, free_at, min(queue.distinct_tasks, rows), rows)
             resource = live[place]
-            cut = self._batcher.cut(self.queue.from_place(offset), resource.latency, now_ns)
+            if offset == 0 and resource.is_idle and self._holds(resource, now_ns):
+                break
+            cut = self._batcher.cut(queue.from_place(offset), resource.latency, now_ns)
             if not resource.is_idle:  # though busy it is done first, so these wait for it
                 offset += cut.size
-                free_at[place] = finish
+                free_at[place] = round(finish)
                 self._look_again(resource, now_ns)
                 continue
-            if offset == 0 and self._holds(resource, now_ns):
-                break
-            taken = self.queue.take(offset, cut.size)
+            taken = queue.take(offset, cut.size)
             requests = self._begun(taken)
             if requests:
                 shape = (cut.tasks, cut.rows) if len(requests) == len(taken) else _shape(requests)
                 found.append(self._assign(resource, requests, shape, now_ns))
-                free_at[place] = float(resource.free_at_ns)
+                free_at[place] = resource.free_at_ns
         return found
 
     def completed(self, assignment: Assignment, now_ns: int) -> bool:
@@ -288,6 +288,9 @@ class Dispatcher:
         return begun
 
     def _expire(self, now_ns: int) -> None:
+        deadline_ns = self.queue.next_deadline_ns()
+        if deadline_ns is None or deadline_ns > now_ns:
+            return
         for request in self._begun(self.queue.take_expired(now_ns)):
             self.endings.append(Ending(request, "expired", _expired(request, now_ns)))
 

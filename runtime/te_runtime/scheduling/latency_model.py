@@ -15,10 +15,13 @@ correction in so far as the batch is near it: half way between them, half of it.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import TypeAlias
 
 __all__ = ["LatencyModel"]
 
 _LEAST_NS = 1.0
+_Place: TypeAlias = tuple[int, int, float]
+"""The numbers of two knots, and how far from the first to the second, 0 to 1."""
 
 
 class LatencyModel:
@@ -29,7 +32,7 @@ class LatencyModel:
             execution counts for 1 at most, so that a single pause does not have everything refused for a while.
     """
 
-    __slots__ = ("_alpha", "_knots", "_mean_tail", "_seeds", "_tails", "_trunk", "deviation")
+    __slots__ = ("_alpha", "_knots", "_mean_tail", "_places", "_seeds", "_tails", "_trunk", "deviation")
 
     def __init__(
         self, trunk_ns: Mapping[int, float], tails_ns: Mapping[str, float], *, alpha: float = 0.1
@@ -43,6 +46,7 @@ class LatencyModel:
         """
         self._alpha = alpha
         self._knots = sorted(trunk_ns)
+        self._places: dict[int, _Place] = {}
         self._trunk = [max(_LEAST_NS, float(trunk_ns[rows])) for rows in self._knots]
         self._tails = {task: max(_LEAST_NS, float(latency)) for task, latency in tails_ns.items()}
         self._mean_tail = sum(self._tails.values()) / len(self._tails)
@@ -57,7 +61,10 @@ class LatencyModel:
     def expect(self, tasks: Collection[str], rows: int) -> float:
         """The expected latency of a batch of `rows` rows that needs the tails of `tasks`."""
         tails = self._tails
-        return self._trunk_ns(rows) + sum([tails[task] for task in tasks])
+        expected = self._trunk_ns(rows)
+        for task in tasks:
+            expected += tails[task]
+        return expected
 
     def expect_about(self, task_count: int, rows: int) -> float:
         """The same where only the number of tasks is known."""
@@ -107,16 +114,17 @@ class LatencyModel:
         self.deviation -= alpha * self.deviation
 
     def _trunk_ns(self, rows: int) -> float:
-        low, high, weight = self._place(rows)
+        low, high, weight = self._places.get(rows) or self._place(rows)
         below = self._trunk[low]
         return below + weight * (self._trunk[high] - below)
 
-    def _place(self, rows: int) -> tuple[int, int, float]:
-        """The knots around `rows`, and how far from the lower to the higher it is, 0 to 1."""
+    def _place(self, rows: int) -> _Place:
+        """The knots around `rows`; kept, since every request asks for some of the same few numbers of rows."""
         last = len(self._knots) - 1
         high = min((rows - 1).bit_length(), last)
-        if high == 0:
-            return 0, 0, 0.0
-        low = high - 1
+        low = max(0, high - 1)
         below, above = self._knots[low], self._knots[high]
-        return low, high, min(1.0, (rows - below) / (above - below))
+        place = low, high, min(1.0, (rows - below) / (above - below)) if high else 0.0
+        if rows <= above:
+            self._places[rows] = place
+        return place

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Literal
 
 from te_runtime.scheduling.latency_model import LatencyModel
@@ -11,7 +12,7 @@ from te_runtime.scheduling.latency_model import LatencyModel
 if TYPE_CHECKING:
     from te_runtime.scheduling.batch import Batch
 
-__all__ = ["Resource", "ResourcePool", "ResourceState"]
+__all__ = ["Resource", "ResourcePool", "ResourceState", "first_to_finish"]
 
 ResourceState = Literal["live", "suspect", "stuck", "out"]
 
@@ -120,20 +121,24 @@ class ResourcePool:
         """Whether any but `resource` is neither stuck nor out."""
         return any(one.state in ("live", "suspect") for one in self.resources if one is not resource)
 
-    def place(self, tasks: int, rows: int, free_at: Sequence[float]) -> tuple[int, float]:
-        """Where a batch is finished first.
 
-        Args:
-            tasks: how many different tasks it has.
-            rows: how many rows.
-            free_at: for every live executor, when it can begin, nanoseconds.
+def first_to_finish(
+    resources: Sequence[Resource], free_at: Sequence[float], tasks: int, rows: int
+) -> tuple[int, float]:
+    """Where a batch would be finished first.
 
-        Returns:
-            The place in `live`, and when the batch is expected to be finished there. Among equals the first.
-        """
-        finishes = [
-            start + resource.latency.expect_about(tasks, rows)
-            for start, resource in zip(free_at, self.live, strict=True)
-        ]
-        best = min(finishes)
-        return finishes.index(best), best
+    Args:
+        resources: at least one.
+        free_at: for each of them, when it can begin, nanoseconds.
+        tasks: how many different tasks the batch has.
+        rows: how many rows.
+
+    Returns:
+        The number of the executor, the first among equals, and when the batch is expected to be finished there.
+    """
+    best, earliest = 0, inf
+    for number, resource in enumerate(resources):
+        finish = free_at[number] + resource.latency.expect_about(tasks, rows)
+        if finish < earliest:
+            best, earliest = number, finish
+    return best, earliest

@@ -4,7 +4,7 @@ import pytest
 
 from te_runtime.scheduling.batch import Batch
 from te_runtime.scheduling.latency_model import LatencyModel
-from te_runtime.scheduling.resource_pool import Resource, ResourcePool, ResourceState
+from te_runtime.scheduling.resource_pool import Resource, ResourcePool, ResourceState, first_to_finish
 
 
 def resource(name: str, latency: float = 100.0, tail: float = 10.0) -> Resource:
@@ -76,14 +76,13 @@ def test_only_live_executors_without_a_batch_are_idle() -> None:
 def test_a_batch_goes_where_it_is_finished_first(
     free_at: list[float], rows: int, expected: tuple[int, float]
 ) -> None:
-    pool = ResourcePool([resource("one"), resource("two")])
-    assert pool.place(2, rows, free_at) == expected
+    assert first_to_finish([resource("one"), resource("two")], free_at, 2, rows) == expected
 
 
 def test_a_faster_executor_is_worth_waiting_for() -> None:
-    pool = ResourcePool([resource("slow", 300.0), resource("fast", 100.0)])
-    assert pool.place(1, 1, [0.0, 199.0]) == (1, 309.0)
-    assert pool.place(1, 1, [0.0, 201.0]) == (0, 310.0)
+    both = [resource("slow", 300.0), resource("fast", 100.0)]
+    assert first_to_finish(both, [0.0, 199.0], 1, 1) == (1, 309.0)
+    assert first_to_finish(both, [0.0, 201.0], 1, 1) == (0, 310.0)
 
 
 def test_an_overdue_executor_is_expected_later_and_later() -> None:
