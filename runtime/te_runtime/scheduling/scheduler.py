@@ -445,26 +445,26 @@ class Scheduler:
         self._go_on()
 
     def _go_on(self) -> None:
-        """An executor came back, and its callers were told: begin what waits."""
+        """An executor came back and its callers were told: begin what waits."""
+        dispatcher = self._dispatcher
         with self._lock:
             now_ns = self._clock_ns()
-            found = self._dispatcher.dispatch(now_ns)
-            moment_ns = self._dispatcher.next_tick_ns()
-            waiters = self._take_space()
-            if self._dispatcher.is_quiet:
-                self._quiet.notify_all()
-        self._hand_out(found)
-        self._timekeeper.ask(moment_ns)
-        self._finish(waiters)
+            found = dispatcher.dispatch(now_ns)
+            moment_ns = dispatcher.next_tick_ns()
+            waiters = self._after_event()
+        if found:
+            self._hand_out(found)
+        if moment_ns is not None:
+            self._timekeeper.ask(moment_ns)
+        if waiters or dispatcher.endings:
+            self._finish(waiters)
 
     def _tick(self) -> int | None:
         """A moment has come that was asked for, in the timekeeper's thread."""
         with self._lock:
             found = self._dispatcher.tick(self._clock_ns())
             moment_ns = self._dispatcher.next_tick_ns()
-            waiters = self._take_space()
-            if self._dispatcher.is_quiet:
-                self._quiet.notify_all()
+            waiters = self._after_event()
         self._hand_out(found)
         self._finish(waiters)
         return moment_ns
@@ -473,9 +473,7 @@ class Scheduler:
         """The caller has cancelled a future that had not begun."""
         with self._lock:
             self._dispatcher.cancel(request)
-            waiters = self._take_space()
-            if self._dispatcher.is_quiet:
-                self._quiet.notify_all()
+            waiters = self._after_event()
         self._finish(waiters)
 
     def _when_space(self, told: Callable[[], object]) -> None:
@@ -487,6 +485,16 @@ class Scheduler:
                 waits = True
         if not waits:
             told()
+
+    def _after_event(self) -> list[Callable[[], object]]:
+        """Wake close where nothing is left to wait for; under the lock.
+
+        Returns:
+            Who waits for a place in the queue and may try now.
+        """
+        if self._gone is not None and self._dispatcher.is_quiet:
+            self._quiet.notify_all()
+        return self._take_space()
 
     def _take_space(self) -> list[Callable[[], object]]:
         """Who waits for a place in the queue and may try now; under the lock."""
