@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from te_runtime.scheduling.request import Request
 
-__all__ = ["RequestFuture", "answer_all"]
+__all__ = ["RequestFuture", "answer_all", "fail_all"]
 
 _CANCELLED = (CANCELLED, CANCELLED_AND_NOTIFIED)
 _DONE = (FINISHED, CANCELLED, CANCELLED_AND_NOTIFIED)
@@ -119,12 +119,15 @@ class RequestFuture(Future[Any]):
     def set_result(self, result: Any) -> None:
         """As Future.set_result."""
         self._end(result, None)
+        self._invoke_callbacks()
 
     def set_exception(self, exception: BaseException | None) -> None:
         """As Future.set_exception."""
         self._end(None, exception)
+        self._invoke_callbacks()
 
     def _end(self, result: Any, exception: BaseException | None) -> None:
+        """Everything but the callbacks."""
         with self._condition:
             with _LOCK:
                 if self._state in _DONE:
@@ -137,31 +140,51 @@ class RequestFuture(Future[Any]):
                 else:
                     waiter.add_exception(self)
             self._condition.notify_all()
-        self._invoke_callbacks()
 
 
-def answer_all(futures: Iterable[RequestFuture], results: Iterable[Any]) -> None:
+def answer_all(futures: Sequence[RequestFuture], results: Sequence[Any]) -> None:
     """Give each of some running futures its result, as set_result would one by one; with no lock held.
 
     Args:
         futures: none of them done.
         results: as many.
+
+    Raises:
+        BaseException: a callback raised what is no Exception, as sys.exit() does; once all the others were called.
     """
     watched = []
-    expectant = []
     with _LOCK:
         for future, result in zip(futures, results, strict=True):
             if future._is_watched:
                 watched.append((future, result))
-                continue
-            future._result = result
-            future._state = FINISHED
-            if future._done_callbacks:
-                expectant.append(future)
+            else:
+                future._result = result
+                future._state = FINISHED
     for future, result in watched:
-        future.set_result(result)
-    for future in expectant:
-        future._invoke_callbacks()
+        future._end(result, None)
+    _call_back([future for future in futures if future._done_callbacks])
+
+
+def fail_all(errors: Sequence[tuple[RequestFuture, BaseException]]) -> None:
+    """Give each of some futures its error, as set_exception would one by one; with no lock held.
+
+    Raises:
+        BaseException: as answer_all.
+    """
+    for future, error in errors:
+        future._end(None, error)
+    _call_back([future for future, _ in errors])
+
+
+def _call_back(futures: Iterable[RequestFuture]) -> None:
+    raised: BaseException | None = None
+    for future in futures:
+        try:
+            future._invoke_callbacks()  # which logs every Exception
+        except BaseException as error:  # noqa: BLE001 - raised below, after the others had their turn
+            raised = raised or error
+    if raised is not None:
+        raise raised
 
 
 def _forked() -> None:

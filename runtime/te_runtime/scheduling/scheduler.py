@@ -33,7 +33,7 @@ from te_runtime.scheduling.options import (
     parse_scheduler_options,
 )
 from te_runtime.scheduling.request import Request
-from te_runtime.scheduling.request_future import answer_all
+from te_runtime.scheduling.request_future import answer_all, fail_all
 from te_runtime.scheduling.resource_pool import Resource, ResourcePool
 from te_runtime.scheduling.runner import Runner, choose_runners
 from te_runtime.scheduling.timekeeper import Timekeeper
@@ -245,7 +245,7 @@ class Scheduler:
                 return await asyncio.wrap_future(future)
             loop = asyncio.get_running_loop()
             freed = asyncio.Event()
-            self._when_space(functools.partial(loop.call_soon_threadsafe, freed.set))
+            self._when_space(functools.partial(_wake, loop, freed))
             await freed.wait()
 
     def metrics(self) -> SchedulerMetrics:
@@ -432,17 +432,21 @@ class Scheduler:
         try:
             packed = pack_rows(batch.requests, self._inputs)
             answers = take_answers(packed, runner.run(packed.feeds, packed.rows, packed.parts))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the requests' callers are told
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the requests' callers are told
             with self._lock:
                 self._dispatcher.failed(assignment, error, self._clock_ns())
-        else:
-            with self._lock:
-                done_ns = self._clock_ns()
-                is_wanted = self._dispatcher.completed(assignment, done_ns)
+            self._go_on()
+            return
+        with self._lock:
+            done_ns = self._clock_ns()
+            is_wanted = self._dispatcher.completed(assignment, done_ns)
+        try:
             if is_wanted:
                 answer_all([request.future for request in packed.requests], answers)
+        finally:  # whatever a caller's callback does
+            if is_wanted:
                 self._metrics.answered(packed.requests, batch.rows, done_ns)
-        self._go_on()
+            self._go_on()
 
     def _go_on(self) -> None:
         """An executor came back and its callers were told: begin what waits."""
@@ -507,12 +511,20 @@ class Scheduler:
         """Complete futures of requests that ended without an answer, and wake who waits; with no lock held."""
         with self._lock:
             endings, self._dispatcher.endings = self._dispatcher.endings, []
-        for request, outcome, error in endings:
+        for _, outcome, _ in endings:
             self._metrics.ended(outcome)
-            if error is not None:
-                request.future.set_exception(error)
         for told in waiters:
             told()
+        fail_all([(request.future, error) for request, _, error in endings if error is not None])
+
+
+def _wake(loop: asyncio.AbstractEventLoop, freed: asyncio.Event) -> None:
+    """Tell a coroutine from another thread; none waits any more where its loop was closed."""
+    try:
+        loop.call_soon_threadsafe(freed.set)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise
 
 
 def _dropped() -> ClosedError:

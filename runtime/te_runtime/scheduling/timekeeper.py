@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from te_runtime.scheduling.survival import surviving
+
 __all__ = ["Timekeeper"]
 
 
 class Timekeeper:
     """Calls `ring` when the earliest moment asked for has come.
 
-    `ring` returns the next moment, or None to sleep until one is asked for.
+    `ring` returns the next moment, or None to sleep until one is asked for. Where it raises, it is called again.
     """
 
     __slots__ = ("_changed", "_clock_ns", "_ends", "_next_ns", "_ring", "_thread")
@@ -61,4 +63,7 @@ class Timekeeper:
                 if self._ends:
                     return
                 self._next_ns = None
-            self.ask(self._ring())
+            moment_ns: int | None = self._clock_ns()
+            with surviving():
+                moment_ns = self._ring()
+            self.ask(moment_ns)

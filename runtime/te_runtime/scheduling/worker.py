@@ -8,6 +8,7 @@ from queue import SimpleQueue
 
 from te_runtime.scheduling.dispatcher import Assignment
 from te_runtime.scheduling.runner import Runner
+from te_runtime.scheduling.survival import surviving
 
 __all__ = ["Worker"]
 
@@ -22,7 +23,7 @@ class Worker:
 
         Args:
             runner: what runs the batches.
-            work: called in the thread for every batch; raises nothing.
+            work: called in the thread for every batch. What it raises is told as what a thread raises is.
         """
         self.runner = runner
         self._inbox: SimpleQueue[Assignment | None] = SimpleQueue()
@@ -51,5 +52,6 @@ def _serve(
     runner: Runner, inbox: SimpleQueue[Assignment | None], work: Callable[[Runner, Assignment], None]
 ) -> None:
     while (assignment := inbox.get()) is not None:
-        work(runner, assignment)
+        with surviving():
+            work(runner, assignment)
         del assignment  # or its rows and futures would live until the next batch

@@ -638,6 +638,83 @@ def test_no_thread_is_left(model: Any) -> None:
     assert set(threading.enumerate()) <= before
 
 
+def leave(_future: Future[Any]) -> None:
+    sys.exit("a caller's callback ends what it takes for its own thread")
+
+
+def raises_in_threads(monkeypatch: pytest.MonkeyPatch) -> list[type[BaseException]]:
+    """The kinds of what threads raise, from now on."""
+    kinds: list[type[BaseException]] = []
+    monkeypatch.setattr(threading, "excepthook", lambda told: kinds.append(told.exc_type))
+    return kinds
+
+
+def test_a_callback_that_exits_keeps_no_other_caller_from_being_told(
+    model: Any, make: Callable[..., Scheduler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = raises_in_threads(monkeypatch)
+    scheduler = make(model)
+    occupy(scheduler, model)
+    futures = [scheduler.submit(row(value), task="a") for value in range(4)]
+    listened: list[float] = []
+    for future in futures[:2]:
+        future.add_done_callback(leave)
+    for future in futures:
+        future.add_done_callback(lambda done: listened.append(done.result().output[0, 1]))
+    model.gate.set()
+    assert [future.result(LIMIT_S).output[0, 1] for future in futures] == [0, 1, 2, 3]
+    assert scheduler.submit(row(9), task="b").result(LIMIT_S).output[0, 1] == 9, "the executor goes on"
+    assert scheduler.metrics().outcomes["in_time"] >= 5
+    assert listened == [2, 3]
+    assert kinds == [SystemExit]
+
+
+def test_a_callback_that_exits_when_its_request_expires_does_not_stop_the_clock(
+    model: Any, make: Callable[..., Scheduler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = raises_in_threads(monkeypatch)
+    scheduler = make(model)
+    occupy(scheduler, model)
+    late = [scheduler.submit(row(1), task="a", deadline_ms=allowed) for allowed in (40, 60)]
+    late[0].add_done_callback(leave)
+    for future in late:
+        assert isinstance(future.exception(LIMIT_S), DeadlineError)
+    model.gate.set()
+    assert scheduler.submit(row(2), task="a").result(LIMIT_S).output[0, 1] == 2
+    assert kinds == [SystemExit]
+
+
+def test_a_model_that_exits_is_its_callers_error(model: Any, make: Callable[..., Scheduler]) -> None:
+    scheduler = make(model)
+
+    def fails(_rows: NDArray[np.generic]) -> None:
+        raise SystemExit(3)
+
+    model.fails = fails
+    assert isinstance(scheduler.submit(row(1), task="a").exception(LIMIT_S), SystemExit)
+    model.fails = lambda rows: None
+    assert scheduler.submit(row(2), task="a").result(LIMIT_S).output[0, 1] == 2
+
+
+def test_a_loop_that_was_closed_while_its_coroutine_waited_for_a_place_does_no_harm(
+    model: Any, make: Callable[..., Scheduler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = raises_in_threads(monkeypatch)
+    scheduler = make(model, max_queue=1, when_full="block")
+    occupy(scheduler, model)
+    waiting = scheduler.submit(row(1), task="a")
+
+    async def give_up() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(scheduler.infer(row(2), task="a"), 0.05)
+
+    asyncio.run(give_up())
+    model.gate.set()
+    assert waiting.result(LIMIT_S).output[0, 1] == 1
+    assert scheduler.submit(row(3), task="a").result(LIMIT_S).output[0, 1] == 3
+    assert kinds == []
+
+
 def test_callbacks_may_come_back_to_the_scheduler(model: Any, make: Callable[..., Scheduler]) -> None:
     scheduler = make(model)
     again: list[Any] = []
