@@ -287,11 +287,17 @@ class Scheduler:
             if not drain:
                 self._dispatcher.drop_waiting(_dropped)
             waiters = self._take_space()
-        self._finish(waiters)
-        with self._lock:
-            self._quiet.wait_for(lambda: self._dispatcher.is_quiet, timeout_s)
-            self._dispatcher.drop_waiting(_dropped)
-        self._finish()
+        try:
+            self._finish(waiters)
+            with self._lock:
+                self._quiet.wait_for(lambda: self._dispatcher.is_quiet, timeout_s)
+                self._dispatcher.drop_waiting(_dropped)
+            self._finish()
+        finally:  # whatever a callback of what was dropped does
+            self._stop(timeout_s)
+
+    def _stop(self, timeout_s: float | None) -> None:
+        """End the threads, but for those that are stuck in a batch."""
         for worker in self._workers.values():
             worker.stop()
         self._timekeeper.stop()

@@ -684,6 +684,24 @@ def test_a_callback_that_exits_when_its_request_expires_does_not_stop_the_clock(
     assert kinds == [SystemExit]
 
 
+def test_a_callback_that_exits_when_its_request_is_dropped_leaves_no_thread(
+    model: Any, make: Callable[..., Scheduler]
+) -> None:
+    before = set(threading.enumerate())
+    scheduler = make(model)
+    occupy(scheduler, model)
+    dropped = [scheduler.submit(row(value), task="a") for value in range(2)]
+    dropped[0].add_done_callback(leave)
+    threading.Timer(0.1, model.gate.set).start()
+    with pytest.raises(SystemExit):
+        scheduler.close(drain=False)
+    assert all(isinstance(future.exception(LIMIT_S), ClosedError) for future in dropped)
+    over = time.monotonic() + LIMIT_S
+    while set(threading.enumerate()) - before and time.monotonic() < over:
+        time.sleep(0.01)
+    assert not set(threading.enumerate()) - before
+
+
 def test_a_model_that_exits_is_its_callers_error(model: Any, make: Callable[..., Scheduler]) -> None:
     scheduler = make(model)
 
