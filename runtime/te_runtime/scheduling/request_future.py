@@ -8,6 +8,9 @@ is answered under one lock.
 What changes a state, or looks at one to act on it, holds `_LOCK`; on a watched future, whose condition was made, the
 change to a final state is made under the condition too, as `concurrent.futures.wait` and `as_completed` expect. The
 order is: condition, then `_LOCK`; nobody calls out under either.
+
+The states and three attributes are concurrent.futures' own and have no public names: `wait` and `as_completed` read them.
+test_request_future.py holds this class against Future step by step, on whatever Python runs it.
 """
 
 from __future__ import annotations
