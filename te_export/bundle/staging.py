@@ -12,6 +12,7 @@ import contextlib
 import errno
 import glob
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -24,8 +25,15 @@ from types import TracebackType
 
 from te_export.bundle.exchange import exchange_folders
 from te_export.errors import OutputError
-from te_runtime.errors import TeRuntimeError
-from te_runtime.manifest import MANIFEST_NAME, FileEntry, parse_manifest
+from te_runtime.errors import BundleError, TeRuntimeError
+from te_runtime.manifest import (
+    FORMAT_NAME,
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    FileEntry,
+    parse_manifest,
+    seal_manifest,
+)
 
 __all__ = ["StagedBundle", "check_target", "leftovers"]
 
@@ -81,7 +89,7 @@ def _check_replaceable(target: Path) -> None:
         if not any(target.iterdir()):
             return
         data = (target / MANIFEST_NAME).read_bytes()
-        manifest = parse_manifest(data, str(target / MANIFEST_NAME))
+        listed = _listed_files(data, str(target / MANIFEST_NAME))
         present = {
             str(path.relative_to(target))
             for path in target.rglob("*")
@@ -92,13 +100,44 @@ def _check_replaceable(target: Path) -> None:
             f"{target}: holds files but is not a te-export bundle, so --force does not replace it ({error}). "
             "Choose another folder with -o DIR, or remove it yourself."
         ) from error
-    foreign = sorted(present - {entry.path for entry in manifest.files} - {MANIFEST_NAME})
+    foreign = sorted(present - listed - {MANIFEST_NAME})
     if foreign:
         raise OutputError(
             f"{target}: holds {len(foreign)} files that are not the bundle's ({', '.join(foreign[:5])}), "
             "which --force would lose. "
             "Move them elsewhere, or choose another folder with -o DIR."
         )
+
+
+def _listed_files(data: bytes, where: str) -> set[str]:
+    """The files that a manifest lists.
+
+    Raises:
+        BundleError: it is neither one of this version nor a whole one of another.
+    """
+    try:
+        return {entry.path for entry in parse_manifest(data, where).files}
+    except BundleError:
+        listed = _files_of_another_version(data)
+        if listed is None:
+            raise
+        return listed
+
+
+def _files_of_another_version(data: bytes) -> set[str] | None:
+    """The same of a manifest that another version of te-export wrote, with keys of its own; None where none did.
+
+    What tells is the checksum that every version puts there.
+    """
+    if not 0 < len(data) <= MAX_MANIFEST_BYTES or seal_manifest(data) != data:
+        return None
+    try:
+        manifest = json.loads(data)
+        return (
+            {str(entry["path"]) for entry in manifest["files"]} if manifest["format"] == FORMAT_NAME else None
+        )
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return None
 
 
 class StagedBundle:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -18,6 +19,7 @@ import te_export
 from te_export.bundle import exchange, staging
 from te_export.bundle.staging import StagedBundle, check_target, leftovers
 from te_export.errors import OutputError
+from te_runtime.manifest import seal_manifest
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 BROKEN = OSError(errno.EIO, os.strerror(errno.EIO))
@@ -333,6 +335,49 @@ def test_force_does_not_replace_a_folder_that_is_no_bundle(target: Path, manifes
         check_target(target, force=True)
 
     assert (target / "photo.jpg").read_text() == "mine"
+
+
+def as_another_version_writes(data: bytes, version: int) -> bytes:
+    """A manifest with a key less and one more, sealed."""
+    manifest = json.loads(data)
+    del manifest["golden"]
+    manifest |= {"version": version, "checksum": "0" * 64, "novelty": 1}
+    return seal_manifest(json.dumps(manifest).encode())
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_force_replaces_a_bundle_of_another_version(
+    target: Path, old: dict[str, bytes], version: int
+) -> None:
+    """Who has a new te-export need not remove by hand what the last one wrote."""
+    (target / "manifest.json").write_bytes(as_another_version_writes(old["manifest.json"], version))
+    check_target(target, force=True)
+
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"not the bundle's \(notes.txt\)"):
+        check_target(target, force=True)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: data.replace(b'"novelty": 1', b'"novelty": 2'),
+        lambda data: seal_manifest(data.replace(b'"te-export-bundle"', b'"somebody-elses"')),
+        lambda data: seal_manifest(data.replace(b'"files"', b'"flies"')),
+        lambda data: seal_manifest(data.replace(b'"path"', b'"bath"')),
+        lambda data: seal_manifest(data[:-1]),
+        lambda data: seal_manifest(data[:-1] + b', "deep": ' + b"[" * 200_000),
+    ],
+)
+def test_force_does_not_replace_what_only_looks_like_another_versions_bundle(
+    target: Path, old: dict[str, bytes], spoil: Callable[[bytes], bytes]
+) -> None:
+    data = as_another_version_writes(old["manifest.json"], 2)
+    assert spoil(data) not in (data, b"")
+    (target / "manifest.json").write_bytes(spoil(data))
+
+    with pytest.raises(OutputError, match="is not a te-export bundle"):
+        check_target(target, force=True)
 
 
 def test_force_does_not_walk_through_a_folder_that_is_no_bundle(
