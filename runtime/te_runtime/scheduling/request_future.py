@@ -20,10 +20,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from te_runtime.scheduling.request import Request
+from typing import Any
 
 __all__ = ["RequestFuture", "answer_all", "fail_all"]
 
@@ -36,12 +33,12 @@ class RequestFuture(Future[Any]):
     """A future that tells the scheduler at once when its caller cancels it.
 
     Attributes:
-        request: what it is the future of, while that can be taken back.
+        request: the Request that it is the future of, while that can be taken back.
         withdraw: called with `request` once the future is cancelled.
     """
 
-    request: Request | None = None
-    withdraw: Callable[[Request], object] | None = None
+    request: Any = None
+    withdraw: Callable[[Any], object] | None = None
 
     _state = PENDING
     _result = None
