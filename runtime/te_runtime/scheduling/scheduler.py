@@ -32,6 +32,7 @@ from te_runtime.scheduling.options import (
     parse_priority,
     parse_scheduler_options,
 )
+from te_runtime.scheduling.refusal_pace import RefusalPace
 from te_runtime.scheduling.request import Request
 from te_runtime.scheduling.request_future import answer_all, fail_all
 from te_runtime.scheduling.resource_pool import Resource, ResourcePool
@@ -56,16 +57,6 @@ _FORKED = (
     "the scheduler was made before this process was forked, and its threads do not survive that: load the model "
     "and make a scheduler after the fork"
 )
-_NS_PER_MS = 1e6
-# Callers that ask again at once whenever they are refused keep Python's lock, and an executor that comes back from a graph
-# would wait 5 ms for it, several times per batch: overload would stop what it should only fill. So refusals take turns,
-# one in 100 µs, and who comes too soon sleeps; a few in a row may come at once. Only where the answer would have been
-# far away: executors that want for the lock take several times 5 ms for a batch, and predictions say so. A caller that
-# is refused while executors are well is only late himself, and has to catch up.
-_REFUSAL_NS = 100_000
-_REFUSALS_AHEAD_NS = 300_000
-_LONGEST_REFUSAL_NS = 1_000_000
-_PACED_FROM_MS = 10.0
 
 
 class Scheduler:
@@ -126,7 +117,7 @@ class Scheduler:
         self._clock_ns = time.perf_counter_ns
         self._sequence = itertools.count()
         self._gone: str | None = None
-        self._next_refusal_ns = 0
+        self._pace = RefusalPace()
         self._lock = threading.Lock()
         self._quiet = threading.Condition(self._lock)
         self._space: list[Callable[[], object]] = []
@@ -406,14 +397,7 @@ class Scheduler:
             Seconds to sleep before the caller is told, where refusals come faster than executors can do with.
         """
         self._metrics.refused("deadline" if isinstance(refusal, DeadlineError) else "queue_full")
-        if isinstance(refusal, DeadlineError) and (refusal.predicted_ms or 0.0) < _PACED_FROM_MS:
-            return 0.0
-        if self._dispatcher.pool.has_idle:
-            return 0.0
-        now_ns = self._clock_ns()
-        self._next_refusal_ns = turn_ns = max(self._next_refusal_ns, now_ns) + _REFUSAL_NS
-        ahead_ns = turn_ns - now_ns
-        return min(ahead_ns, _LONGEST_REFUSAL_NS) / 1e9 if ahead_ns > _REFUSALS_AHEAD_NS else 0.0
+        return self._pace.pause_s(refusal, self._clock_ns(), has_idle=self._dispatcher.pool.has_idle)
 
     def _answer_nothing(self, request: Request) -> Future[Any]:
         """No rows need no executor."""
