@@ -15,14 +15,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex, overload
 
 import numpy as np
 
 from te_runtime.errors import ClosedError, DeadlineError, InputError, QueueFullError
-from te_runtime.forking import holding_back_forks, watch_forks
+from te_runtime.forking import watch_forks
 from te_runtime.scheduling.batch import InputLayout, pack_rows, take_answers
 from te_runtime.scheduling.dispatcher import Assignment, Dispatcher
 from te_runtime.scheduling.metrics import ExecutorMetrics, MetricsRecorder, SchedulerMetrics
@@ -38,7 +38,7 @@ from te_runtime.scheduling.request_future import answer_all, fail_all
 from te_runtime.scheduling.resource_pool import Resource, ResourcePool
 from te_runtime.scheduling.runner import Runner, choose_runners
 from te_runtime.scheduling.timekeeper import Timekeeper
-from te_runtime.scheduling.warm_up import measure_latency
+from te_runtime.scheduling.warm_up import measure_executors
 from te_runtime.scheduling.worker import Worker
 from te_runtime.task_choice import check_tasks
 
@@ -124,7 +124,7 @@ class Scheduler:
         self._metrics = MetricsRecorder(self._tasks)
         rows = models[0].example_rows()
         self._inputs = tuple(InputLayout(spec.name, rows[spec.name].dtype) for spec in models[0].inputs)
-        resources = _warm_up(runners, rows, self._tasks, limits.max_batch)
+        resources = measure_executors(runners, rows, self._tasks, limits.max_batch)
         self._dispatcher = Dispatcher(ResourcePool(resources), limits)
         self._begun_ns = self._clock_ns()
         self._workers = {
@@ -532,19 +532,6 @@ def _executor_metrics(resource: Resource, now_ns: int, uptime_ns: int) -> Execut
         utilization=min(1.0, busy_ns / uptime_ns),
         error=None if resource.error is None else f"{type(resource.error).__name__}: {resource.error}",
     )
-
-
-def _warm_up(
-    runners: Sequence[Runner], rows: Mapping[str, NDArray[np.generic]], tasks: Sequence[str], max_batch: int
-) -> list[Resource]:
-    """Measure every executor while the others work too, as they will."""
-
-    def measure(runner: Runner) -> Resource:
-        latency = measure_latency(runner, rows, tasks, max_batch=max_batch, clock_ns=time.perf_counter_ns)
-        return Resource(runner.name, latency)
-
-    with holding_back_forks(), ThreadPoolExecutor(len(runners)) as pool:
-        return list(pool.map(measure, runners))
 
 
 def _close_at_exit(scheduler: Scheduler) -> Callable[[], None]:

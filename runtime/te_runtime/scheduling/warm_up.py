@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from te_runtime.forking import holding_back_forks
 from te_runtime.row_parts import RowPart
 from te_runtime.scheduling.latency_model import LatencyModel
+from te_runtime.scheduling.resource_pool import Resource
 from te_runtime.scheduling.runner import Runner
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["batch_knots", "measure_latency"]
+__all__ = ["batch_knots", "measure_executors", "measure_latency"]
 
 _TIMED = 3
 
@@ -80,3 +84,21 @@ def _time(
         runner.run(feeds, rows, parts)
         samples.append(clock_ns() - begun)
     return float(statistics.median(samples))
+
+
+def measure_executors(
+    runners: Sequence[Runner], rows: Mapping[str, NDArray[np.generic]], tasks: Sequence[str], max_batch: int
+) -> list[Resource]:
+    """Measure every executor while the others work too, as they will.
+
+    Args:
+        runners: one for each executor.
+        rows, tasks, max_batch: as for measure_latency.
+    """
+
+    def measure(runner: Runner) -> Resource:
+        latency = measure_latency(runner, rows, tasks, max_batch=max_batch, clock_ns=time.perf_counter_ns)
+        return Resource(runner.name, latency)
+
+    with holding_back_forks(), ThreadPoolExecutor(len(runners)) as pool:
+        return list(pool.map(measure, runners))
