@@ -10,6 +10,9 @@ Open loop: one thread sends requests at random moments (a Poisson process) wheth
 Capacity is the highest rate of which 99 % is answered by 20 ms after the last arrival's time. At 80 % of it a deadline of
 20 ms, and the latency, count from the planned arrival; at 300 %, where the generator itself falls behind, from submission.
 
+A lonely request is sent by submit and waited for by result(), in turn with a direct predict; from a thread, whose caller
+runs his batch himself where its executor has not begun it, and from the main thread, which never does.
+
 The generator is Python in the same process and shares its lock and CPUs with the scheduler, as an application's
 callers do. What it takes is told: the CPUs of the clients' threads, submit included, and the cost of the generator alone,
 against a scheduler that answers at once and does nothing. Python's garbage collector is told to leave alone what was
@@ -19,6 +22,7 @@ made before (gc.freeze), as docs/scheduler.md advises. Prints Markdown; `--json 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import os
@@ -28,7 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,7 +58,7 @@ from scheduler_throughput import PRECISIONS, WIDTH, WINDOWS, Measured, measure_t
 import te_runtime
 
 _PARTS = ("throughput", "deadlines", "lonely", "million")
-_PAUSES_MS = (0.0, 5.0)
+_LONELY_CASES = (("a thread", 0.0), ("a thread", 5.0), ("the main thread", 0.0))
 _LONELY_CALLS = 500
 _TOLERANCES = {"fp32": 1e-3, "int8": 0.5}  # of the standard deviation; int8 rounds a row anew in every batch
 
@@ -130,11 +134,16 @@ def measure_lonely_requests(folder: Path, *, repetitions: int) -> list[Lonely]:
                 te_runtime.Scheduler(model) as scheduler,
             ):
                 stream = Stream(model.tasks, width=WIDTH, seed=repetition)
-                for pause_ms in _PAUSES_MS:
-                    medians = measure_lonely(
-                        model, scheduler, stream, calls=_LONELY_CALLS, pause_s=pause_ms / 1e3
+                for caller, pause_ms in _LONELY_CASES:
+                    measure = functools.partial(
+                        measure_lonely, model, scheduler, stream, calls=_LONELY_CALLS, pause_s=pause_ms / 1e3
                     )
-                    found.append(Lonely(precision, pause_ms, *medians))
+                    if caller == "a thread":
+                        with ThreadPoolExecutor(1) as pool:
+                            medians = pool.submit(measure).result()
+                    else:
+                        medians = measure()
+                    found.append(Lonely(precision, caller, pause_ms, *medians))
     return found
 
 

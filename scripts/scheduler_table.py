@@ -26,9 +26,14 @@ _TARGET_OVER_NAIVE = {"fp32": "2.5", "int8": "5"}
 
 @dataclass(frozen=True)
 class Lonely:
-    """Medians of one repetition, µs: a direct predict, and what the scheduler adds to it."""
+    """Medians of one repetition, µs: a direct predict, and what the scheduler adds to it.
+
+    Attributes:
+        caller: the thread that asks.
+    """
 
     precision: str
+    caller: str
     pause_ms: float
     direct_us: float
     extra_us: float
@@ -130,12 +135,15 @@ def open_rows(found: Sequence[OpenLoop]) -> Iterator[Row]:
 
 def lonely_rows(found: Sequence[Lonely]) -> Iterator[Row]:
     """What the scheduler adds to a single request."""
-    for precision, pause_ms in dict.fromkeys((one.precision, one.pause_ms) for one in found):
-        own = [one for one in found if (one.precision, one.pause_ms) == (precision, pause_ms)]
+    cases = dict.fromkeys((one.precision, one.caller, one.pause_ms) for one in found)
+    for precision, caller, pause_ms in cases:
+        own = [
+            one for one in found if (one.precision, one.caller, one.pause_ms) == (precision, caller, pause_ms)
+        ]
         how = "no pause" if pause_ms == 0 else f"a pause of {pause_ms:g} ms before each"
         extra, direct = ([one.extra_us for one in own], [one.direct_us for one in own])
         shown = f"{spread(extra, 0, ' µs')}; {spread(direct, 0, ' µs')} beneath"
-        yield f"one lonely request over a direct predict, {precision}, {how}", "150 µs", shown
+        yield f"one lonely request over a direct predict, {precision}, from {caller}, {how}", "150 µs", shown
 
 
 def million_rows(million: Million) -> Iterator[Row]:

@@ -82,7 +82,9 @@ def pack_rows(requests: Sequence[Request], inputs: Sequence[InputLayout]) -> Pac
         requests: at least one, all with the same row_shapes.
         inputs: of the model, in the order of Request.data.
     """
-    ordered = sorted(requests, key=_TASKS_OF) if len(requests) > 1 else list(requests)
+    if len(requests) == 1:
+        return _pack_one(requests[0], inputs)
+    ordered = sorted(requests, key=_TASKS_OF)
     spans: dict[str, list[tuple[int, int]]] = {}
     sizes: dict[str, list[int]] = {}
     row = 0
@@ -106,12 +108,25 @@ def pack_rows(requests: Sequence[Request], inputs: Sequence[InputLayout]) -> Pac
     return PackedRows(ordered, feeds, row, parts, sizes)
 
 
+def _pack_one(request: Request, inputs: Sequence[InputLayout]) -> PackedRows:
+    """A lonely request's rows lie side by side as they are, and each of its tasks wants them all."""
+    feeds: dict[str, NDArray[np.generic]] = {
+        name: np.frombuffer(data, dtype).reshape(request.rows, *shape)
+        for (name, dtype), data, shape in zip(inputs, request.data, request.row_shapes, strict=True)
+    }
+    parts = tuple([RowPart(task, None, request.rows) for task in request.tasks])
+    return PackedRows([request], feeds, request.rows, parts, {task: [request.rows] for task in request.tasks})
+
+
 def take_answers(packed: PackedRows, answers: Sequence[Prediction]) -> list[Any]:
     """For each of `packed.requests`, what its future gives: a Prediction, or a dict of them by task.
 
     Args:
         answers: for each of `packed.parts`, the task's predictions for its rows.
     """
+    if len(packed.requests) == 1:
+        request = packed.requests[0]
+        return [answers[0] if request.is_single else dict(zip(request.tasks, answers, strict=True))]
     own = {
         part.task: _taken_apart(answer, packed.sizes[part.task])
         for part, answer in zip(packed.parts, answers, strict=True)

@@ -35,10 +35,13 @@ class RequestFuture(Future[Any]):
     Attributes:
         request: the Request that it is the future of, while that can be taken back.
         withdraw: called with `request` once the future is cancelled.
+        run_here: runs the request in the calling thread, unless its executor's thread has begun to; for who waits
+            anyway. None where it was not the only one of its batch, and once somebody has called it.
     """
 
     request: Any = None
     withdraw: Callable[[Any], object] | None = None
+    run_here: Callable[[], object] | None = None
 
     _state = PENDING
     _result = None
@@ -91,12 +94,16 @@ class RequestFuture(Future[Any]):
         """As Future.result."""
         if self._state == FINISHED and self._exception is None:
             return self._result
+        if timeout is None:
+            self._help()
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As Future.exception."""
         if self._state == FINISHED:
             return self._exception
+        if timeout is None:
+            self._help()
         return super().exception(timeout)
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
@@ -125,6 +132,19 @@ class RequestFuture(Future[Any]):
         """As Future.set_exception."""
         self._end(None, exception)
         self._invoke_callbacks()
+
+    def _help(self) -> None:
+        """Run the request in this thread rather than sleep while another wakes to run it.
+
+        Not in the main thread: signal handlers run there, and what they raise is not the batch's failure.
+        """
+        run_here, self.run_here = self.run_here, None
+        if (
+            run_here is not None
+            and self._state == RUNNING
+            and threading.current_thread() is not threading.main_thread()
+        ):
+            run_here()
 
     def _end(self, result: Any, exception: BaseException | None) -> None:
         """Everything but the callbacks."""

@@ -27,6 +27,10 @@ class Runner(Protocol):
     def name(self) -> str:
         """For people, such as `cpu-0`."""
 
+    @property
+    def is_lent(self) -> bool:
+        """Whether a caller may run a batch in his own thread; not where it could hang, as a device can."""
+
     def run(
         self, feeds: Mapping[str, NDArray[np.generic]], rows: int, parts: Sequence[RowPart]
     ) -> list[Prediction]:
@@ -39,6 +43,11 @@ class ModelRunner:
 
     name: str
     model: Model
+
+    @property
+    def is_lent(self) -> bool:
+        """As Runner.is_lent."""
+        return self.model.provider == "cpu"
 
     def run(
         self, feeds: Mapping[str, NDArray[np.generic]], rows: int, parts: Sequence[RowPart]

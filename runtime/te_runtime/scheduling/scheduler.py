@@ -384,6 +384,10 @@ class Scheduler:
             raise
         if found:
             self._hand_out(found)
+            resource, batch = found[0]
+            if batch.requests[0] is request and len(batch.requests) == 1:
+                worker = self._workers[resource]
+                future.run_here = worker.run_here if worker.runner.is_lent else None
         if moment_ns is not None:
             self._timekeeper.ask(moment_ns)
         if dispatcher.endings:
@@ -417,7 +421,7 @@ class Scheduler:
             self._workers[assignment.resource].put(assignment)
 
     def _work(self, runner: Runner, assignment: Assignment) -> None:
-        """Run one batch, in its executor's thread."""
+        """Run one batch, in its executor's thread, or in that of a caller who waits for it alone."""
         batch = assignment.batch
         try:
             packed = pack_rows(batch.requests, self._inputs)

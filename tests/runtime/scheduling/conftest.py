@@ -8,9 +8,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any, cast
 
 import pytest
 
+from te_runtime import Model, Scheduler
 from te_runtime.scheduling.request import Request
 
 
@@ -57,6 +59,32 @@ def make_request() -> Callable[..., Request]:
         )
 
     return make
+
+
+@pytest.fixture
+def model(fake_model: ModuleType) -> Any:
+    return fake_model.FakeModel()
+
+
+@pytest.fixture
+def make(request: pytest.FixtureRequest) -> Callable[..., Scheduler]:
+    """Makes schedulers that are closed after the test, whatever it did."""
+
+    def build(model: Any, **options: Any) -> Scheduler:
+        models = list(model) if isinstance(model, list) else [model]
+        scheduler = Scheduler(cast(list[Model], models), **{"executors": 1, "max_delay_ms": 0, **options})
+        for one in models:
+            one.batches.clear()
+
+        def end() -> None:
+            for one in models:
+                one.gate.set()
+            scheduler.close(drain=False, timeout_s=30)
+
+        request.addfinalizer(end)
+        return scheduler
+
+    return build
 
 
 def load_beside(stem: str) -> ModuleType:

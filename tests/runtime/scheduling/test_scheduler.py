@@ -15,7 +15,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as WaitTimeoutError
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +26,6 @@ from te_runtime import (
     ClosedError,
     DeadlineError,
     InputError,
-    Model,
     QueueFullError,
     Scheduler,
     StallError,
@@ -37,32 +36,6 @@ LIMIT_S = 30
 
 def row(value: float, rows: int = 1) -> NDArray[np.float32]:
     return np.full((rows, 2), value, dtype=np.float32)
-
-
-@pytest.fixture
-def model(fake_model: ModuleType) -> Any:
-    return fake_model.FakeModel()
-
-
-@pytest.fixture
-def make(request: pytest.FixtureRequest) -> Callable[..., Scheduler]:
-    """Makes schedulers that are closed after the test, whatever it did."""
-
-    def build(model: Any, **options: Any) -> Scheduler:
-        models = list(model) if isinstance(model, list) else [model]
-        scheduler = Scheduler(cast(list[Model], models), **{"executors": 1, "max_delay_ms": 0, **options})
-        for one in models:
-            one.batches.clear()
-
-        def end() -> None:
-            for one in models:
-                one.gate.set()
-            scheduler.close(drain=False, timeout_s=LIMIT_S)
-
-        request.addfinalizer(end)
-        return scheduler
-
-    return build
 
 
 @pytest.fixture
