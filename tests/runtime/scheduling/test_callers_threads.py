@@ -43,19 +43,21 @@ def late_thread(make: Callable[..., Scheduler], release: threading.Event) -> Cal
         scheduler = make(models, **options)
         for model in models:
             model.gate.clear()
-        told = [threading.Event() for _ in models]
-        for model, arrived in zip(models, told, strict=True):
-            first = scheduler.submit(ROW, task="a")
+        waiting = [scheduler.submit(ROW, task="a") for _ in models]  # one for each, whichever is the first
+        arrived = [threading.Event() for _ in models]
+        for model, future, event in zip(models, waiting, arrived, strict=True):
             assert model.entered.wait(LIMIT_S)
 
-            def stay(_: object, arrived: threading.Event = arrived) -> None:
-                arrived.set()
+            def stay(_: object, event: threading.Event = event) -> None:
+                event.set()
                 assert release.wait(LIMIT_S)
 
-            first.add_done_callback(stay)
-        for model, arrived in zip(models, told, strict=True):
+            future.add_done_callback(stay)
+        for model in models:
             model.gate.set()
-            assert arrived.wait(LIMIT_S)
+        for event in arrived:
+            assert event.wait(LIMIT_S)
+        for model in models:
             model.batches.clear()
         return scheduler
 
