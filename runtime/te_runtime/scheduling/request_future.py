@@ -27,6 +27,7 @@ __all__ = ["RequestFuture", "answer_all", "fail_all"]
 _CANCELLED = (CANCELLED, CANCELLED_AND_NOTIFIED)
 _DONE = (FINISHED, CANCELLED, CANCELLED_AND_NOTIFIED)
 _LOCK = threading.Lock()
+_CALLS_NESTED = 50
 
 
 class RequestFuture(Future[Any]):
@@ -136,13 +137,17 @@ class RequestFuture(Future[Any]):
     def _help(self) -> None:
         """Run the request in this thread rather than sleep while another wakes to run it.
 
-        Not in the main thread: signal handlers run there, and what they raise is not the batch's failure.
+        Not in the main thread: signal handlers run there, and what they raise is not the batch's failure. Not where
+        there are callbacks: they would run before the caller goes on, who may hold a lock that they want. And not near
+        the end of Python's stack, where the scheduler's own steps could fail midway.
         """
         run_here, self.run_here = self.run_here, None
         if (
             run_here is not None
             and self._state == RUNNING
+            and not self._done_callbacks
             and threading.current_thread() is not threading.main_thread()
+            and _has_room()
         ):
             run_here()
 
@@ -205,6 +210,20 @@ def _call_back(futures: Iterable[RequestFuture]) -> None:
             raised = raised or error
     if raised is not None:
         raise raised
+
+
+def _has_room() -> bool:
+    """Whether as many calls as the scheduler nests, and some more, fit under Python's recursion limit."""
+    try:
+        _descend(_CALLS_NESTED)
+    except RecursionError:
+        return False
+    return True
+
+
+def _descend(calls: int) -> None:
+    if calls:
+        _descend(calls - 1)
 
 
 def _forked() -> None:

@@ -23,7 +23,7 @@ import numpy as np
 
 from te_runtime.errors import ClosedError, DeadlineError, InputError, QueueFullError
 from te_runtime.forking import watch_forks
-from te_runtime.scheduling.batch import InputLayout, pack_rows, take_answers
+from te_runtime.scheduling.batch import InputLayout, PackedRows, pack_rows, take_answers
 from te_runtime.scheduling.dispatcher import Assignment, Dispatcher
 from te_runtime.scheduling.metrics import ExecutorMetrics, MetricsRecorder, SchedulerMetrics
 from te_runtime.scheduling.options import (
@@ -128,7 +128,7 @@ class Scheduler:
         self._dispatcher = Dispatcher(ResourcePool(resources), limits)
         self._begun_ns = self._clock_ns()
         self._workers = {
-            resource: Worker(runner, self._work)
+            resource: Worker(runner, self._work, self._work_here)
             for resource, runner in zip(self._dispatcher.pool.resources, runners, strict=True)
         }
         self._timekeeper = Timekeeper(self._tick, self._clock_ns)
@@ -387,7 +387,8 @@ class Scheduler:
             resource, batch = found[0]
             if batch.requests[0] is request and len(batch.requests) == 1:
                 worker = self._workers[resource]
-                future.run_here = worker.run_here if worker.runner.is_lent else None
+                if worker.runner.is_lent:
+                    future.run_here = functools.partial(worker.run_here, request.sequence)
         if moment_ns is not None:
             self._timekeeper.ask(moment_ns)
         if dispatcher.endings:
@@ -421,16 +422,46 @@ class Scheduler:
             self._workers[assignment.resource].put(assignment)
 
     def _work(self, runner: Runner, assignment: Assignment) -> None:
-        """Run one batch, in its executor's thread, or in that of a caller who waits for it alone."""
-        batch = assignment.batch
+        """Run one batch, in its executor's thread."""
         try:
-            packed = pack_rows(batch.requests, self._inputs)
-            answers = take_answers(packed, runner.run(packed.feeds, packed.rows, packed.parts))
+            packed, answers = self._run(runner, assignment)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the requests' callers are told
-            with self._lock:
-                self._dispatcher.failed(assignment, error, self._clock_ns())
-            self._go_on()
+            self._failed(assignment, error)
             return
+        self._tell(assignment, packed, answers)
+
+    def _work_here(self, runner: Runner, assignment: Assignment) -> None:
+        """Run one batch in the thread of a caller who waits for it alone.
+
+        What fails there may be that thread's fault, such as an exception that somebody sent to it, and is held against
+        no executor: the executor's own thread runs the batch again.
+
+        Raises:
+            BaseException: what was raised in the thread, unless it is an Exception and the batch is run again.
+        """
+        try:
+            packed, answers = self._run(runner, assignment)
+            self._tell(assignment, packed, answers)
+        except BaseException as error:
+            if assignment.resource.batch is not assignment.batch:  # it was run
+                raise
+            if not self._workers[assignment.resource].give_back(assignment):
+                self._failed(assignment, error)
+            if not isinstance(error, Exception):
+                raise
+
+    def _run(self, runner: Runner, assignment: Assignment) -> tuple[PackedRows, list[Any]]:
+        packed = pack_rows(assignment.batch.requests, self._inputs)
+        return packed, take_answers(packed, runner.run(packed.feeds, packed.rows, packed.parts))
+
+    def _failed(self, assignment: Assignment, error: BaseException) -> None:
+        """A batch could not be run."""
+        with self._lock:
+            self._dispatcher.failed(assignment, error, self._clock_ns())
+        self._go_on()
+
+    def _tell(self, assignment: Assignment, packed: PackedRows, answers: Sequence[Any]) -> None:
+        """A batch was run: give its callers their answers."""
         with self._lock:
             done_ns = self._clock_ns()
             is_wanted = self._dispatcher.completed(assignment, done_ns)
@@ -439,7 +470,7 @@ class Scheduler:
                 answer_all([request.future for request in packed.requests], answers)
         finally:  # whatever a caller's callback does
             if is_wanted:
-                self._metrics.answered(packed.requests, batch.rows, done_ns)
+                self._metrics.answered(packed.requests, packed.rows, done_ns)
             self._go_on()
 
     def _go_on(self) -> None:

@@ -12,8 +12,9 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as WaitTimeoutError
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +23,7 @@ import pytest
 from numpy.typing import NDArray
 
 from te_runtime import Prediction, Scheduler, StallError
+from te_runtime.scheduling import scheduler as scheduler_module
 
 LIMIT_S = 30
 ROW = np.full((1, 2), 7, dtype=np.float32)
@@ -190,12 +192,13 @@ def test_a_callback_may_wait_for_another_request(model: Any, make: Callable[...,
     assert second[0].output.tolist() == [[1, 7]]
 
 
-def test_what_fails_in_the_callers_thread_is_tried_elsewhere(
+def test_what_fails_in_the_callers_thread_is_held_against_no_executor(
     fake_model: ModuleType,
     late_thread: Callable[..., Scheduler],
     caller: ThreadPoolExecutor,
     release: threading.Event,
 ) -> None:
+    """It may be his thread's fault: the executor's own runs the batch as if nobody had."""
     models = [fake_model.FakeModel(name=name) for name in "xy"]
     scheduler = late_thread(models)
     tried: list[str] = []
@@ -203,16 +206,17 @@ def test_what_fails_in_the_callers_thread_is_tried_elsewhere(
     def fails(rows: NDArray[np.generic]) -> None:
         tried.append(threading.current_thread().name)
         if len(tried) == 1:
+            release.set()
             raise ArithmeticError("once")
 
     for model in models:
         model.fails = fails
     waiting = caller.submit(lambda: scheduler.submit(ROW, task="b").result())
-    release.set()
     assert waiting.result(LIMIT_S).output.tolist() == [[1, 7]]
     assert tried[0] == "caller_0"
+    assert len(tried) == 2
     assert tried[1].startswith("te_runtime-cpu-")
-    assert sorted(entry.state for entry in scheduler.metrics().executors) == ["live", "out"]
+    assert [entry.state for entry in scheduler.metrics().executors] == ["live", "live"]
 
 
 def test_a_poisoned_request_of_the_callers_own(
@@ -222,15 +226,157 @@ def test_a_poisoned_request_of_the_callers_own(
     caller: ThreadPoolExecutor,
     release: threading.Event,
 ) -> None:
+    """The executor's thread tries it twice, as any other."""
     scheduler = late_thread([model])
+    names = note_threads(model)
     x = np.full((1, 2), fake_model.POISON, dtype=np.float32)
     waiting = caller.submit(lambda: scheduler.submit(x, task="a").exception())
+    over = time.monotonic() + LIMIT_S
+    while not names and time.monotonic() < over:
+        time.sleep(0.001)
     release.set()
     error = waiting.result(LIMIT_S)
     assert isinstance(error, ArithmeticError)
     assert isinstance(error.__cause__, ArithmeticError)
-    assert len(model.batches) == 2
+    assert names == ["caller_0", "te_runtime-cpu-0", "te_runtime-cpu-0"]
     assert scheduler.submit(ROW, task="a").result(LIMIT_S).output.tolist() == [[0, 7]]
+
+
+def test_what_is_sent_to_the_callers_thread_reaches_him(
+    model: Any,
+    late_thread: Callable[..., Scheduler],
+    caller: ThreadPoolExecutor,
+    release: threading.Event,
+) -> None:
+    """As while he sleeps; his request goes on without him."""
+    scheduler = late_thread([model])
+
+    def fails(rows: NDArray[np.generic]) -> None:
+        if threading.current_thread().name == "caller_0":
+            raise KeyboardInterrupt("sent to this thread")
+
+    model.fails = fails
+    future = scheduler.submit(ROW, task="a")
+    with pytest.raises(KeyboardInterrupt, match="sent to this thread"):
+        caller.submit(future.result).result(LIMIT_S)
+    assert not future.done()
+    release.set()
+    assert future.result(LIMIT_S).output.tolist() == [[0, 7]]
+    assert scheduler.metrics().executors[0].state == "live"
+
+
+def test_what_fails_in_the_callers_thread_after_a_hasty_close_ends(
+    model: Any, late_thread: Callable[..., Scheduler], caller: ThreadPoolExecutor
+) -> None:
+    """The executor's thread takes nothing more by then."""
+    scheduler = late_thread([model])
+    model.gate.clear()
+
+    def fails(rows: NDArray[np.generic]) -> None:
+        raise ArithmeticError("late")
+
+    model.fails = fails
+    waiting = caller.submit(scheduler.submit(ROW, task="a").exception)
+    assert model.entered.wait(LIMIT_S)
+    scheduler.close(timeout_s=0)
+    model.gate.set()
+    assert isinstance(waiting.result(LIMIT_S), ArithmeticError)
+    assert scheduler.metrics().outcomes["failed"] == 1
+
+
+def test_a_caller_deep_down_leaves_it_to_the_executor(
+    model: Any,
+    late_thread: Callable[..., Scheduler],
+    caller: ThreadPoolExecutor,
+    release: threading.Event,
+) -> None:
+    """Near Python's recursion limit the scheduler's own steps could fail midway."""
+    scheduler = late_thread([model])
+    names = note_threads(model)
+    futures = []
+
+    def descend(calls: int, future: Future[Any]) -> None:
+        if calls:
+            descend(calls - 1, future)
+        else:
+            future.result()
+
+    def overflow() -> None:
+        for calls in range(sys.getrecursionlimit() - 60, sys.getrecursionlimit()):
+            futures.append(scheduler.submit(ROW, task="a"))
+            with suppress(RecursionError):
+                descend(calls, futures[-1])
+
+    waiting = caller.submit(overflow)
+    release.set()
+    waiting.result(LIMIT_S)
+    assert all(future.exception(LIMIT_S) is None for future in futures)
+    assert set(names) == {"te_runtime-cpu-0"}
+    assert scheduler.metrics().executors[0].state == "live"
+
+
+def test_nobody_runs_another_callers_batch(
+    model: Any, make: Callable[..., Scheduler], caller: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """His own was run meanwhile, and is about to be answered; the next lies in the inbox."""
+    scheduler = make(model)
+    telling, tell = threading.Event(), threading.Event()
+    answer_all = scheduler_module.answer_all
+
+    def answer_late(*arguments: Any) -> None:
+        telling.set()
+        assert tell.wait(LIMIT_S)
+        answer_all(*arguments)
+
+    monkeypatch.setattr(scheduler_module, "answer_all", answer_late)
+    names = note_threads(model)
+    first = scheduler.submit(ROW, task="a")
+    assert telling.wait(LIMIT_S)
+    second = scheduler.submit(ROW, task="b")
+    waiting = caller.submit(first.result)
+    with pytest.raises(WaitTimeoutError):
+        waiting.result(0.05)
+    assert len(names) == 1
+    tell.set()
+    assert waiting.result(LIMIT_S).output.tolist() == [[0, 7]]
+    assert second.result(LIMIT_S).output.tolist() == [[1, 7]]
+    assert set(names) == {"te_runtime-cpu-0"}
+
+
+def test_close_waits_until_a_caller_has_told_his_answer(
+    model: Any,
+    late_thread: Callable[..., Scheduler],
+    caller: ThreadPoolExecutor,
+    release: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As it waits for an executor's thread: once it is back every future is done, and counted."""
+    scheduler = late_thread([model])
+    telling, tell = threading.Event(), threading.Event()
+    answer_all = scheduler_module.answer_all
+
+    def answer_late(*arguments: Any) -> None:
+        telling.set()
+        assert tell.wait(LIMIT_S)
+        answer_all(*arguments)
+
+    monkeypatch.setattr(scheduler_module, "answer_all", answer_late)
+    future = scheduler.submit(ROW, task="a")
+    waiting = caller.submit(future.result)
+    assert telling.wait(LIMIT_S)
+    release.set()
+    closing = threading.Thread(target=scheduler.close)
+    closing.start()
+    closing.join(0.05)
+    assert closing.is_alive()
+    assert not future.done()
+    tell.set()
+    closing.join(LIMIT_S)
+    assert not closing.is_alive()
+    assert future.done()
+    assert waiting.result(LIMIT_S).output.tolist() == [[0, 7]]
+    metrics = scheduler.metrics()
+    assert sum(metrics.outcomes.values()) == metrics.accepted
 
 
 def test_what_stalls_in_the_callers_thread_is_given_up(
@@ -248,20 +394,33 @@ def test_what_stalls_in_the_callers_thread_is_given_up(
     assert scheduler.metrics().executors[0].state == "live"
 
 
-def test_a_callback_that_exits_does_not_reach_who_runs_the_batch(
+def test_a_callback_may_want_a_lock_that_who_waits_holds(
     model: Any,
     late_thread: Callable[..., Scheduler],
     caller: ThreadPoolExecutor,
-    monkeypatch: pytest.MonkeyPatch,
+    release: threading.Event,
 ) -> None:
-    told: list[type[BaseException]] = []
-    monkeypatch.setattr(threading, "excepthook", lambda what: told.append(what.exc_type))
+    """So callbacks run in an executor's thread, and with them the batch."""
     scheduler = late_thread([model])
-    future = scheduler.submit(ROW, task="a")
-    future.add_done_callback(lambda _: sys.exit("a callback"))
-    assert caller.submit(future.result).result(LIMIT_S).output.tolist() == [[0, 7]]
-    assert told == [SystemExit]
-    assert scheduler.metrics().outcomes["in_time"] == 1
+    names = note_threads(model)
+    lock, called = threading.Lock(), threading.Event()
+
+    def call_back(_: object) -> None:
+        with lock:
+            called.set()
+
+    def wait() -> Prediction:
+        with lock:
+            future = scheduler.submit(ROW, task="a")
+            future.add_done_callback(call_back)
+            answer: Prediction = future.result()
+            return answer
+
+    waiting = caller.submit(wait)
+    release.set()
+    assert waiting.result(LIMIT_S).output.tolist() == [[0, 7]]
+    assert called.wait(LIMIT_S)
+    assert names == ["te_runtime-cpu-0"]
 
 
 def test_what_expired_while_nobody_ran_it_is_still_answered_late(
