@@ -4,7 +4,7 @@ the machine it was captured on, and none of the arithmetic on shapes that tracin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
@@ -41,6 +41,7 @@ def tidy(
     _convert(model, opset)
     passes.ClearMetadataAndDocStringPass()(model)
     _clear_values(model.graph)
+    _free_names(model.graph, {*outputs, *(name.removeprefix(parameter_prefix) for name in weights)})
     _show_weights(model.graph, weights, parameter_prefix)
     _name_outputs(model.graph, outputs)
     _name_batch_axis(model.graph)
@@ -93,6 +94,21 @@ def _show_weights(graph: ir.Graph, weights: Mapping[str, ir.TensorProtocol], pre
         value.name = value.name.removeprefix(prefix)
         value.const_value = tensor
         graph.register_initializer(value)
+
+
+def _free_names(graph: ir.Graph, names: Collection[str]) -> None:
+    """Give values between nodes other names than those: torch calls what `mul` gives `mul`, as a buffer may be called."""
+    values = [output for node in graph for output in node.outputs]
+    taken = {*names, *(value.name for value in (*graph.inputs, *values, *graph.initializers.values()))}
+    for value in values:
+        if value.name not in names:
+            continue
+        candidate, count = f"{value.name}.value", 1
+        while candidate in taken:
+            count += 1
+            candidate = f"{value.name}.value_{count}"
+        taken.add(candidate)
+        value.name = candidate
 
 
 def _name_inputs(graph: ir.Graph, names: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from te_export.capture.opset import OLDEST_OPSET
 from te_export.capture.tidy import BATCH, tidy
 from te_export.errors import CaptureError
 from te_export.models.exportable import ExportableModel
+from te_export.partition import PREDICTION, ROUTING_WEIGHTS
 
 __all__ = ["capture", "quiet_torch"]
 
@@ -33,14 +34,34 @@ def capture(model: ExportableModel, opset: int) -> JointGraph:
         CaptureError: torch refuses the module, or the batch axis is not symbolic in the graph.
     """
     with quiet_torch():
+        exported = _export(model)
+        renamed = _rename_parameters(exported.graph, model)
         captured = tidy(
-            _export(model),
+            exported,
             parameter_prefix=model.parameter_prefix,
             inputs=[spec.name for spec in model.inputs],
             outputs=model.output_names,
             opset=opset,
         )
-    return JointGraph(model=captured, tasks=model.task_names, opset=opset, sources=dict(model.sources))
+    sources = {**model.sources, **{new: model.sources.get(old, (old,)) for new, old in renamed.items()}}
+    return JointGraph(model=captured, tasks=model.task_names, opset=opset, sources=sources)
+
+
+def _rename_parameters(graph: ir.Graph, model: ExportableModel) -> dict[str, str]:
+    """Other names for parameters called as an input or output is, which a graph cannot hold twice; by new name, the old."""
+    prefix, given = model.parameter_prefix, set(graph.initializers)
+    reserved = {*(spec.name for spec in model.inputs), *model.output_names, PREDICTION, ROUTING_WEIGHTS}
+    renamed: dict[str, str] = {}
+    for full in sorted(given):
+        old = full.removeprefix(prefix)
+        if old not in reserved:
+            continue
+        new = f"{old}.parameter"
+        while prefix + new in given or new in reserved:
+            new += "_"
+        graph.initializers[full].name = prefix + new
+        renamed[new] = old
+    return renamed
 
 
 def _export(model: ExportableModel) -> ir.Model:
