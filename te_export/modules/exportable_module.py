@@ -18,6 +18,7 @@ from te_export.modules.check_behaviour import check_nothing_is_drawn, check_rows
 from te_export.modules.example_inputs import Example, read_example_inputs
 from te_export.modules.find_gates import find_gates, last_gate
 from te_export.modules.forward_form import ForwardForm, find_forward_form, shown_form
+from te_export.modules.lower_embedding_bags import lower_embedding_bags
 from te_export.modules.module_inputs import module_inputs, sample_rows
 from te_export.modules.narrow_columns import Narrowed, narrow_columns
 from te_export.modules.program_outputs import TaskNodes, give_outputs
@@ -60,6 +61,7 @@ def make_exportable(
         traced = trace(every, inputs.rows)  # first, since it can name lines
         check_nothing_is_drawn(traced, inputs.rows)
         check_stays_as_it_is(every, inputs.rows)
+    lower_embedding_bags(traced)
     merge_same_nodes(traced.graph)
     narrowed = narrow_columns(traced)
     specs = module_inputs(inputs, traced)
