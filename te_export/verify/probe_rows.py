@@ -108,10 +108,12 @@ def _ordinary_values(spec: ModelInput, rng: np.random.Generator, rows: int) -> N
 
 
 def _whole_values(spec: ModelInput, rng: np.random.Generator, rows: int) -> NDArray[np.generic]:
-    """Integers and bools: any that the embedding they index holds, else each element one of its examples."""
+    """Integers and bools: any that the embedding they index holds, else each element one of its examples. A flag is true or
+    false; several bools may be a mask, which has to leave something.
+    """
     if spec.below is not None:
         return rng.integers(0, spec.below, (rows, *spec.shape)).astype(spec.dtype)
-    if spec.dtype == "bool":
+    if spec.dtype == "bool" and (spec.examples is None or not spec.shape):
         return rng.random((rows, *spec.shape)) < 0.5
     if spec.examples is None:
         raise ValueError(f"input {spec.name!r} holds integers and came without examples to draw from")

@@ -110,3 +110,51 @@ def test_a_module_in_training_mode_is_asked_in_eval_mode_and_stays(
         assert module.training
     finally:
         module.eval()
+
+
+def test_a_module_that_fails_where_its_trace_does_not_is_refused_with_the_line(changed: Changed) -> None:
+    def fail(x: Tensor, found: Tensor) -> Tensor:
+        if len(x) == 1:
+            raise ValueError("no single rows")
+        return found
+
+    with pytest.raises(
+        CaptureError,
+        match=r"Switched fails on rows that its trace answers, with ValueError: no single .*test_eager",
+    ):
+        changed(fail)
+
+
+class Encoder(nn.Module):
+    """A sequence with a padding mask through torch's encoder, then the mean over all places or what is first."""
+
+    def __init__(self, *, reads_padding: bool, **options: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(FEATURES, 2, 8, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, **options)
+        self.head, self.reads_padding = nn.Linear(FEATURES, 2), reads_padding
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        states = self.encoder(x, src_key_padding_mask=padding)
+        found: Tensor = self.head(states.mean(dim=1) if self.reads_padding else states[:, 0])
+        return found
+
+
+def check_encoder(encoder: Encoder) -> None:
+    padding = np.arange(6) >= np.array([[1], [4], [6], [2]])
+    x = np.random.default_rng(0).standard_normal((4, 6, FEATURES)).astype(np.float32)
+    model = make_exportable(encoder.eval(), {"x": x, "padding": padding}, task_names=("only",))
+    check_eager(model, evaluate_references(model, make_probe_rows(model)))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_an_encoder_that_leaves_padding_out_is_refused_where_padding_is_read() -> None:
+    with pytest.raises(CaptureError, match=r"build it with enable_nested_tensor=False"):
+        check_encoder(Encoder(reads_padding=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"enable_nested_tensor": False}], ids=["nested", "plain"])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_no_row_is_nothing_but_padding_where_the_example_has_none(options: dict[str, bool]) -> None:
+    check_encoder(Encoder(reads_padding="enable_nested_tensor" in options, **options))

@@ -396,6 +396,25 @@ def test_integers_of_no_known_range_are_those_of_the_examples_place_by_place() -
     assert len(pairs) == 9  # rows of examples are mixed: routing is to move more than the examples do
 
 
+def test_a_mask_leaves_the_places_that_the_examples_leave() -> None:
+    mask = ModelInput("mask", "bool", (3,), examples=np.array([[True, False, True], [True, True, False]]))
+    model = module_of(X, mask, mix=lambda module, x, mask: x * mask.float().mean(dim=1, keepdim=True))
+
+    found = make_probe_rows(model).x.arrays["mask"]
+
+    assert found[:, 0].all()
+    assert {tuple(row) for row in found[:, 1:].tolist()} == {
+        (a, b) for a in (False, True) for b in (False, True)
+    }
+
+
+def test_a_flag_is_both_whatever_the_examples_hold() -> None:
+    flag = ModelInput("flag", "bool", (), examples=np.array([True, True]))
+    model = module_of(X, flag, mix=lambda module, x, flag: torch.where(flag[:, None], x, -x))
+
+    assert 0.3 < make_probe_rows(model).x.arrays["flag"].mean() < 0.7
+
+
 def test_integers_of_no_known_range_need_examples() -> None:
     ids = ModelInput("ids", "int64", (2,))
     model = module_of(ids, mix=lambda module, ids: module.embedding(ids).sum(dim=1))
