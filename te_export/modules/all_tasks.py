@@ -21,7 +21,7 @@ PARAMETER_PREFIX = "module."
 
 
 class AllTasks(nn.Module):
-    """forward: one tensor per input → for each task its prediction (B, …), of at least two axes.
+    """forward: one tensor per input → for each task its prediction (B, …), float32, of at least two axes.
 
     Its parameters have the names of the inputs: torch 2.9 cannot state what it assumes of a parameter like *inputs.
     """
@@ -35,7 +35,7 @@ class AllTasks(nn.Module):
 
     def answer(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         copies = tuple(tensor.clone() for tensor in inputs)  # the module may write to what it is given
-        return tuple(self._with_columns(answer) for answer in self._answers(copies))
+        return tuple(self._with_columns(answer.float()) for answer in self._answers(copies))
 
     def _answers(self, inputs: tuple[Tensor, ...]) -> Iterator[Tensor]:
         kind, keys = self._form.kind, self._form.keys

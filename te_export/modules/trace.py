@@ -26,6 +26,8 @@ _TRACED_ROWS = 13
 """Of the batch axis while tracing: a number that is not likely to be a size of the model, so that it can be told
 where the axis came out static."""
 
+_CAST = torch.ops.aten._to_copy.default
+
 _CONSTANT_ADVICE = (
     "Take out of forward what turns the batch size into a Python number (int(x.shape[0]), .item(), view(8, -1), a "
     "slice by a length); write view(-1, …), x.new_zeros(x.shape[0], …), torch.where"
@@ -96,8 +98,8 @@ def trace(module: AllTasks, rows: InputRows) -> Traced:
         rows: that it accepts.
 
     Raises:
-        CaptureError: torch cannot trace it, its batch axis comes out static, or it changes itself; naming the line of
-            the module and the usual mend.
+        CaptureError: torch cannot trace it, its batch axis comes out static, it changes itself, or its layers compute in
+            16 bits; naming the line of the module and the usual mend.
     """
     inputs = rows[np.arange(_TRACED_ROWS) % len(rows)].tensors()
     batch = torch.export.Dim(BATCH)
@@ -113,6 +115,7 @@ def trace(module: AllTasks, rows: InputRows) -> Traced:
     _drop_what_computes_nothing(traced)
     _refuse_changes(program, traced)
     _refuse_static_outputs(traced, module)
+    _refuse_lower_precision(traced)
     return traced
 
 
@@ -234,4 +237,20 @@ def _refuse_static_outputs(traced: Traced, module: AllTasks) -> None:
             raise CaptureError(
                 f"the batch axis of an output of {type(module.module).__name__} comes out static ({shape})"
                 f"{_at(line_of_node(node))}: the graph would be right only at the traced batch size. {_CONSTANT_ADVICE}"
+            )
+
+
+def _refuse_lower_precision(traced: Traced) -> None:
+    """Layers under torch.autocast: what they read of the weights is 16 bits wide, and no float32 graph is exact to that."""
+    parameters = set(traced.parameter_names())
+    for node in traced.graph.nodes:
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor) or value.dtype not in (torch.float16, torch.bfloat16):
+            continue
+        read = [source.args[0] if source.target is _CAST else source for source in node.all_input_nodes]
+        if node.target is not _CAST and any(source in parameters for source in read):
+            raise CaptureError(
+                f"forward computes in {value.dtype}{_at(line_of_node(node))}, expected float32: take torch.autocast, "
+                ".half() and .bfloat16() out of it, or keep them to training (torch.autocast(..., enabled=self.training)). "
+                "--precision fp32,fp16 adds a variant of half precision to the bundle"
             )
