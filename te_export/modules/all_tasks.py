@@ -10,6 +10,7 @@ from keyword import iskeyword
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from te_export.errors import UsageError
 from te_export.modules.example_inputs import ExampleInputs
@@ -107,7 +108,7 @@ def evaluating(module: nn.Module) -> Iterator[list[str]]:
     """The module in eval mode, and as it was afterwards; gives notes on what that changed.
 
     Raises:
-        UsageError: it is not on the CPU, or not in float32.
+        UsageError: it is not on the CPU, not in float32, or has parameters without values.
     """
     _check_tensors(module)
     before = [(part, part.training) for part in module.modules()]
@@ -131,6 +132,16 @@ def _to_eval(module: nn.Module) -> None:
 
 def _check_tensors(module: nn.Module) -> None:
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise UsageError(
+                f"{name} has no shape yet, since its layer was never called: load the trained weights, or call the module "
+                "once"
+            )
+        if tensor.is_meta:
+            raise UsageError(
+                f"{name} is on the meta device, where tensors hold no numbers: build the module on the CPU, or load its "
+                "weights with load_state_dict(state, assign=True) and set the buffers that are in no checkpoint"
+            )
         if tensor.device.type != "cpu":
             raise UsageError(f"{name} is on {tensor.device}, expected the CPU: pass module.cpu()")
         if tensor.is_floating_point() and tensor.dtype != torch.float32:

@@ -72,13 +72,14 @@ def read_example_inputs(example: Example, module: nn.Module) -> ExampleInputs:
     parameters, named = _forward_parameters(module)
     if isinstance(example, str | os.PathLike):
         arrays = _read_file(Path(example))
-        example = next(iter(arrays.values())) if len(arrays) == 1 else arrays
+        is_first = len(arrays) == 1 and not {*arrays} & {*parameters[1:]}
+        example = next(iter(arrays.values())) if is_first else arrays
     if isinstance(example, Mapping):
         given: dict[str, object] = {str(name): array for name, array in example.items()}
         if len(given) == 1 and len(parameters) == 1 and list(given) == parameters:
             style: Literal["positional", "mapping", "keywords"] = "positional"
         else:
-            style = "keywords" if given and set(given) <= set(named) else "mapping"
+            style = "keywords" if given and _are_keywords(module, given, named) else "mapping"
     else:
         several: list[object] = [*example] if isinstance(example, tuple | list) else [example]
         names = [
@@ -105,6 +106,15 @@ def _forward_parameters(module: nn.Module) -> tuple[list[str], list[str]]:
         [parameter.name for parameter in found if parameter.kind in placed],
         [parameter.name for parameter in found if parameter.kind in named],
     )
+
+
+def _are_keywords(module: nn.Module, given: Mapping[str, object], named: Sequence[str]) -> bool:
+    """Whether forward takes those names: as parameters of its own, or in **features once its own are given."""
+    found = list(inspect.signature(module.forward).parameters.values())
+    kinds = {parameter.kind for parameter in found}
+    takes_any = inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds
+    needed = {parameter.name for parameter in found if parameter.default is inspect.Parameter.empty}
+    return set(given) <= set(named) or (takes_any and needed & {*named} <= set(given))
 
 
 def _read_file(path: Path) -> dict[str, NDArray[np.generic]]:

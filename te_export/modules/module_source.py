@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.nn.parameter import is_lazy
 
 from te_export.capture.torch_capture import quiet_torch
 from te_export.checkpoint.contents import Checkpoint
@@ -76,11 +77,12 @@ def build_module(factory: str) -> nn.Module:
 
 
 def load_weights(module: nn.Module, checkpoint: Checkpoint, factory: str) -> None:
-    """Give a module the tensors of a checkpoint, every one by its name.
+    """Give a module the tensors of a checkpoint, every one by its name, in float32 whatever the module was built in.
 
     Raises:
         CheckpointError: names or shapes do not match; each kind is told with its first few.
     """
+    module.float()
     own = module.state_dict()
     given = checkpoint.state
     missing = [name for name in own if name not in given]
@@ -88,7 +90,7 @@ def load_weights(module: nn.Module, checkpoint: Checkpoint, factory: str) -> Non
     shapes = [
         f"{name}: {list(given[name].shape)} in the file, {list(own[name].shape)} in the module"
         for name in own
-        if name in given and given[name].shape != own[name].shape
+        if name in given and not is_lazy(own[name]) and given[name].shape != own[name].shape
     ]
     problems = [
         f"{len(names)} {what}: {', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''}"
@@ -111,7 +113,8 @@ def load_weights(module: nn.Module, checkpoint: Checkpoint, factory: str) -> Non
         {
             name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor
             for name, tensor in given.items()
-        }
+        },
+        assign=any(tensor.is_meta for tensor in own.values()),  # nothing can be copied to the meta device
     )
 
 

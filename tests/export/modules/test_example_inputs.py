@@ -92,6 +92,43 @@ def test_a_file_of_one_array_is_forwards_input_whatever_its_name(tmp_path: Path,
     require(read_example_inputs(str(path) if as_text else path, One()), "positional", x=X)
 
 
+class TaskFirst(nn.Module):
+    def forward(self, task: str, rows: Tensor) -> Tensor:
+        return rows
+
+
+def test_a_file_of_one_array_is_the_input_of_its_name(tmp_path: Path) -> None:
+    np.savez(tmp_path / "rows.npz", rows=X)
+
+    require(read_example_inputs(tmp_path / "rows.npz", TaskFirst()), "keywords", rows=X)
+
+
+class AnyFeatures(nn.Module):
+    def forward(self, **features: Tensor) -> Tensor:
+        return features["users"]
+
+
+class OneAndMore(nn.Module):
+    def forward(self, users: Tensor, scale: float = 1.0, **features: Tensor) -> Tensor:
+        return users * scale
+
+
+class Passing(nn.Module):
+    def forward(self, *inputs: Tensor, **features: Tensor) -> Tensor:
+        return inputs[0]
+
+
+@pytest.mark.parametrize(
+    ("module", "style"), [(AnyFeatures(), "keywords"), (OneAndMore(), "keywords"), (Passing(), "mapping")]
+)
+def test_names_that_forward_catches(module: nn.Module, style: str) -> None:
+    require(read_example_inputs({"users": X, "items": IDS}, module), style, users=X, items=IDS)
+
+
+def test_one_dict_beside_keywords_that_are_caught_stays_one() -> None:
+    require(read_example_inputs({"age": X, "items": IDS}, OneAndMore()), "mapping", age=X, items=IDS)
+
+
 def test_a_file_of_several_arrays_is_a_dict(tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", users=X, items=IDS)
 

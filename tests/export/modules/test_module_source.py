@@ -176,6 +176,34 @@ def test_half_precision_weights_are_widened(tmp_path: Path) -> None:
     assert torch.equal(module.weight, state["weight"].float())
 
 
+def test_a_module_built_in_half_precision_gets_the_weights_in_float32(tmp_path: Path) -> None:
+    state = state_of(nn.Linear(4, 3))
+    module = nn.Linear(4, 3).half()
+
+    load_weights(module, checkpoint_of(state, tmp_path), "pkg:build")
+
+    assert torch.equal(module.weight, state["weight"])
+
+
+def test_a_module_without_values_gets_those_of_the_file(tmp_path: Path) -> None:
+    state = state_of(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
+    module = nn.Sequential(nn.Linear(4, 3, device="meta"), nn.BatchNorm1d(3, device="meta"))
+
+    load_weights(module, checkpoint_of(state, tmp_path), "pkg:build")
+
+    assert all(torch.equal(module.state_dict()[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_a_module_without_shapes_gets_those_of_the_file(tmp_path: Path) -> None:
+    state = state_of(nn.Linear(4, 3))
+    module = nn.LazyLinear(3)
+
+    load_weights(module, checkpoint_of(state, tmp_path), "pkg:build")
+
+    assert torch.equal(module.weight, state["weight"])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
