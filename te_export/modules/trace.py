@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
+import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +16,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
+from torch.nn.utils.rnn import PackedSequence
 
 from te_export.capture.tidy import BATCH
 from te_export.capture.torch_capture import quiet_torch
@@ -35,6 +40,11 @@ _CONSTANT_ADVICE = (
 _BRANCH_ADVICE = (
     "Take the branch out of forward: compute both sides and choose with torch.where, or decide by settings that do not "
     "depend on the rows"
+)
+_PACKED_ADVICE = (
+    "Run the layer over the padded sequence, and take the last place of each row by its length: out.gather(1, (lengths - "
+    "1).view(-1, 1, 1).expand(-1, 1, out.shape[2])).squeeze(1). Its way back (bidirectional) would read the padding first: "
+    "run that as a layer of its own over rows that are turned around by their lengths"
 )
 _OTHER_ADVICE = (
     "torch.export follows plain tensor operations: keep numpy, files and choices by value out of forward"
@@ -104,7 +114,7 @@ def trace(module: AllTasks, rows: InputRows) -> Traced:
     inputs = rows[np.arange(_TRACED_ROWS) % len(rows)].tensors()
     batch = torch.export.Dim(BATCH)
     try:
-        with quiet_torch(), torch.no_grad():
+        with quiet_torch(), _without_partial_graph(), torch.no_grad():
             program = torch.export.export(
                 module, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=False
             )
@@ -143,6 +153,21 @@ def _is_symbolic(size: object) -> bool:
     return isinstance(size, torch.SymInt)
 
 
+@contextmanager
+def _without_partial_graph() -> Iterator[None]:
+    """torch prints how far it came before it raises: dozens of lines above the one that says what is wrong."""
+    held = io.StringIO()
+    dropped = ""
+    try:
+        with redirect_stderr(held):
+            yield
+    except Exception as error:
+        dropped = f"{getattr(error, 'partial_fx_graph', '')}\n"
+        raise
+    finally:
+        sys.stderr.write(held.getvalue().replace(dropped, "") if dropped.strip() else held.getvalue())
+
+
 def _told(module: AllTasks, inputs: tuple[Tensor, ...], error: Exception) -> str:
     message = str(error)
     name = type(module.module).__name__
@@ -162,11 +187,25 @@ def _told(module: AllTasks, inputs: tuple[Tensor, ...], error: Exception) -> str
             f"{name} changes itself: {which} is assigned in forward{_at(line_of_error(error))}. Return such values "
             "instead, or keep them out of eval mode"
         )
+    if _is_of_packed_sequences(error):
+        return f"torch cannot trace {name}: it packs sequences{_at(line_of_error(error))}. {_PACKED_ADVICE}"
     first = message.strip().split("\n\n")[0].rstrip(".")
     advice = (
         _CONSTANT_ADVICE if re.search(r"\bs\d+\b|\bs\d+\*|size of tensor|shape", first) else _OTHER_ADVICE
     )
     return f"torch cannot trace {name}: {type(error).__name__}: {first:.600}{_at(line_of_error(error))}. {advice}"
+
+
+def _is_of_packed_sequences(error: BaseException) -> bool:
+    """Whether it left torch's own code for them, or a recurrent layer that was given one."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(
+        frame.f_code.co_name in ("pack_padded_sequence", "pad_packed_sequence")
+        or (
+            frame.f_code.co_name == "forward" and isinstance(frame.f_locals.get("orig_input"), PackedSequence)
+        )
+        for frame in frames
+    )
 
 
 def _at(where: str) -> str:
@@ -176,7 +215,7 @@ def _at(where: str) -> str:
 def _where_static(module: AllTasks, inputs: tuple[Tensor, ...]) -> str:
     """The first line at which the traced number of rows stands as a constant, found by a trace without any symbol."""
     try:
-        with quiet_torch(), torch.no_grad():
+        with quiet_torch(), _without_partial_graph(), torch.no_grad():
             program = torch.export.export(module, inputs, strict=False)
     except Exception:  # noqa: BLE001 - only the line is lost; the error itself is told by the caller
         return ""
