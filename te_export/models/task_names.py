@@ -11,18 +11,27 @@ from te_runtime.manifest import is_task_name
 __all__ = ["name_tasks", "select_tasks"]
 
 
-def name_tasks(count: int, *, asked: Sequence[str] | None, in_file: Sequence[str] | None) -> tuple[str, ...]:
+def name_tasks(
+    count: int,
+    *,
+    asked: Sequence[str] | None,
+    in_file: Sequence[str] | None,
+    holder: str = "the checkpoint",
+) -> tuple[str, ...]:
     """Names for all tasks of a checkpoint: those asked for, else those in the file, else task_0, task_1, …
+
+    Args:
+        holder: what has the tasks and their names, for messages.
 
     Raises:
         UsageError: the number of names is wrong, a name is not allowed, or two names differ only by case.
     """
     names = tuple(asked or in_file or (f"task_{index}" for index in range(count)))
-    source = "--task-names" if asked else "task_names in the checkpoint"
+    source = "--task-names" if asked else f"task_names in {holder}"
     if len(names) != count:
         raise UsageError(
             f"{source} gives {len(names)} names ({', '.join(names[:8])}{', …' if len(names) > 8 else ''}), "
-            f"but the checkpoint has {count} tasks. Give one name per task: --task-names a,b,c"
+            f"but {holder} has {count} task{'s' if count != 1 else ''}. Give one name per task: --task-names a,b,c"
         )
     for name in names:
         if not is_task_name(name):

@@ -18,6 +18,7 @@ from te_export.modules.example_inputs import ExampleInputs
 __all__ = ["ForwardForm", "find_forward_form", "shown_form"]
 
 Kind = Literal["tensor", "columns", "mapping", "sequence", "task id", "task name"]
+_ANSWER = "what forward returns"
 _COUNTS = ("num_tasks", "n_tasks", "task_num", "n_task", "num_task")
 _NAMES = ("task_names", "task_name", "tasks", "task_list")
 
@@ -178,9 +179,16 @@ def _read_answer(answer: object, rows: int, asked: Sequence[str] | None) -> Forw
     if isinstance(answer, tuple | list) and not _is_with_aux(answer):
         for index, value in enumerate(answer):
             _check_tensor(value, rows, f"element {index} of what forward returns")
-        names = name_tasks(len(answer), asked=asked, in_file=None)
+        fields = getattr(answer, "_fields", None)  # of a NamedTuple
+        names = name_tasks(len(answer), asked=asked, in_file=fields, holder=_ANSWER)
         return ForwardForm("sequence", names, tuple(range(len(answer))))
     tensor = _first(answer, rows, "the answer")
+    if asked is not None and len(asked) != 1 and (tensor.ndim != 2 or tensor.shape[1] == 1):
+        raise UsageError(
+            f"forward returns one tensor of shape {tuple(tensor.shape)}, which is one task, and there are {len(asked)} task "
+            "names: give one, or have forward return a tuple or dict of tensors, one per task (y.unbind(1) takes an axis of "
+            "tasks apart)"
+        )
     if tensor.ndim != 2 or tensor.shape[1] == 1 or (asked is not None and len(asked) == 1):
         return ForwardForm("tensor", name_tasks(1, asked=asked, in_file=None), (0,))
     count = tensor.shape[1]
@@ -209,7 +217,7 @@ def _mapping(answer: Mapping[object, object], rows: int, asked: Sequence[str] | 
             f"the task names are {', '.join(asked)}, and forward returns {', '.join(map(str, keys))}: give the same names, "
             "in the order wanted, or other names for all"
         )
-    names = name_tasks(len(keys), asked=asked, in_file=[str(key) for key in keys])
+    names = name_tasks(len(keys), asked=asked, in_file=[str(key) for key in keys], holder=_ANSWER)
     return ForwardForm("mapping", names, tuple(keys))
 
 

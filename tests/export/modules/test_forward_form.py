@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -129,6 +129,29 @@ def test_what_comes_beside_the_prediction_is_left() -> None:
 
 def test_names_rename_a_tuple_by_place() -> None:
     require_columns(answers(Answering(lambda x: (x[:, 2], x[:, 0])), ["b", "a"]), b=2, a=0)
+
+
+class Answer(NamedTuple):
+    click: Tensor
+    rating: Tensor
+
+
+def test_a_named_tuples_fields_name_its_tasks() -> None:
+    module = Answering(lambda x: Answer(x[:, :1], x[:, 1:4]))
+
+    assert {name: answer.shape[1] for name, answer in answers(module).items()} == {"click": 1, "rating": 3}
+    assert list(answers(module, ("a", "b"))) == ["a", "b"]
+
+
+@pytest.mark.parametrize("shape", [(1,), (2, 3)])
+def test_several_names_of_one_tensor_are_refused_with_how_to_take_it_apart(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match=r"which is one task, and there are 2 task names: .*y\.unbind\(1\)"):
+        form_of(Answering(lambda x: x.new_zeros(ROWS, *shape)), ("a", "b"))
+
+
+def test_a_key_that_is_no_task_name_is_told_where_it_stands() -> None:
+    with pytest.raises(UsageError, match=r"task_names in what forward returns: 'a/b' is not allowed"):
+        form_of(Answering(lambda x: {"a/b": x}))
 
 
 def test_a_dicts_own_names_choose_the_order() -> None:
@@ -305,7 +328,7 @@ def test_an_answer_that_holds_no_predictions(answer: Callable[[Tensor], Any], me
             ["a", "c"],
             "task names are a, c, and forward returns a, b",
         ),
-        (lambda x: x[:, :1], ["a", "b"], "2 names .* 1 tasks"),
+        (lambda x: x[:, :1], ["a", "b"], "one task, and there are 2 task names"),
     ],
 )
 def test_names_that_do_not_fit(answer: Callable[[Tensor], Any], names: list[str], message: str) -> None:
