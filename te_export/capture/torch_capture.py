@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import onnx_ir as ir
 import torch
+from torch.nn.utils.parametrize import is_parametrized
 
 from te_export.capture.joint_graph import JointGraph
 from te_export.capture.opset import OLDEST_OPSET
 from te_export.capture.tidy import BATCH, tidy
 from te_export.errors import CaptureError
 from te_export.models.exportable import ExportableModel
+from te_export.modules.blame import line_of_node
 from te_export.partition import PREDICTION, ROUTING_WEIGHTS
 
 __all__ = ["capture", "quiet_torch"]
 
+_NO_FORM = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 _TRACED_ROWS = 2
 """torch.export specializes sizes 0 and 1, so the batch axis is traced with two rows."""
 
@@ -82,10 +86,38 @@ def _export(model: ExportableModel) -> ir.Model:
             program, dynamo=True, opset_version=OLDEST_OPSET, optimize=False, verbose=False
         )
     except (TorchDynamoException, OnnxExporterError, RuntimeError, ValueError) as error:
-        raise CaptureError(f"torch could not capture the model: {error}") from error
+        raise CaptureError(_told(error, model)) from error
     if onnx_program is None:
         raise CaptureError("torch.onnx.export gave no program; this needs torch 2.9 or newer")
     return onnx_program.model
+
+
+def _told(error: BaseException, model: ExportableModel) -> str:
+    """The innermost of the errors that torch wraps into one another, and an operator without ONNX form for what it is."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    missing = _NO_FORM.search(str(error))
+    if missing is None:
+        return f"torch could not capture the model: {type(error).__name__}: {str(error).strip():.600}"
+    where = _line_of_operator(missing[1], model)
+    advice = "Write that part of forward with other operators, or compute it beforehand and keep the result in a buffer"
+    if model.eager is not None and any(map(is_parametrized, model.eager.modules())):
+        advice += (
+            ". A parametrized weight becomes a plain one by torch.nn.utils.parametrize.remove_parametrizations(layer, "
+            '"weight")'
+        )
+    return f"torch has no ONNX form of {missing[1]}{f' ({where})' if where else ''}. {advice}"
+
+
+def _line_of_operator(name: str, model: ExportableModel) -> str:
+    """The user's line that calls an operator, or one that torch takes apart into it."""
+    if model.program is None:
+        return ""
+    try:
+        nodes = [*model.program.graph.nodes, *model.program.run_decompositions().graph.nodes]
+    except Exception:  # noqa: BLE001 - only the line is lost; the error itself is told by the caller
+        return ""
+    return next((line_of_node(node) for node in nodes if str(node.target).startswith(f"{name}.")), "")
 
 
 @contextmanager
