@@ -32,12 +32,13 @@ def tidy(
         opset: the opset to convert to.
 
     Raises:
-        CaptureError: the opset cannot be reached; the batch axis of an input or output is not symbolic, or
-            is not the same for all.
+        CaptureError: the opset cannot be reached; a branch or loop stayed in the graph; the batch axis of an
+            input or output is not symbolic, or is not the same for all.
     """
     _name_inputs(model.graph, inputs)
     weights = _hide_weights(model.graph)
     optimizer.optimize(model)
+    _refuse_subgraphs(model.graph)
     _convert(model, opset)
     passes.ClearMetadataAndDocStringPass()(model)
     _clear_values(model.graph)
@@ -72,6 +73,36 @@ def _hide_weights(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
         value.const_value = None
         graph.inputs.append(value)
     return weights
+
+
+def _refuse_subgraphs(graph: ir.Graph) -> None:
+    """A branch or loop reads values of the graph around it without naming them as inputs: no cut would bring those along."""
+    for node in graph:
+        if any(map(_reads_from_outside, _bodies(node))):
+            raise CaptureError(
+                f"torch writes a part of forward as ONNX's {node.op_type}, whose body cannot be taken apart into a graph "
+                "for each task: take torch.cond, while_loop and scan out of forward, compute both sides and choose with "
+                "torch.where, and loop in Python over a fixed number of steps"
+            )
+
+
+def _reads_from_outside(body: ir.Graph) -> bool:
+    nodes = list(ir.traversal.RecursiveGraphIterator(body))
+    graphs = [body, *(inner for node in nodes for inner in _bodies(node))]
+    made = {output for node in nodes for output in node.outputs}
+    made |= {value for graph in graphs for value in (*graph.inputs, *graph.initializers.values())}
+    read = {value for node in nodes for value in node.inputs if value is not None}
+    return not (read | {value for graph in graphs for value in graph.outputs}) <= made
+
+
+def _bodies(node: ir.Node) -> list[ir.Graph]:
+    bodies: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            bodies.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            bodies += attribute.as_graphs()
+    return bodies
 
 
 def _convert(model: ir.Model, opset: int) -> None:

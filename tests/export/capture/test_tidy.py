@@ -305,3 +305,32 @@ def test_an_opset_that_the_converter_cannot_reach_is_refused() -> None:
         tidy(
             hand_made(["b", 3], ["b", 3]), parameter_prefix="model.", inputs=["x"], outputs=["y"], opset=9999
         )
+
+
+@pytest.mark.parametrize("reads", ["outside", "its own"])
+def test_a_branch_that_reads_from_around_it_is_refused(reads: str) -> None:
+    body = "t = Neg (x)" if reads == "outside" else "t = Constant <value = float[1] {1.0}> ()"
+    model = ir.from_onnx_text(
+        f"""<ir_version: 10, opset_import: ["" : 18]>
+        g (float[s, 4] x, bool flag) => (float[s, 4] y) {{
+            h = If (flag) <then_branch = one () => (t) {{ {body} }},
+                           else_branch = other () => (e) {{ e = Constant <value = float[1] {{2.0}}> () }}>
+            y = Add (x, h)
+        }}"""
+    )
+    model.graph.inputs.pop()
+    model.graph.register_initializer(
+        ir.Value(name="module.flag", const_value=ir.tensor(np.array(True), name="module.flag"))
+    )
+    next(node for node in model.graph if node.op_type == "If").replace_input_with(
+        0, model.graph.initializers["module.flag"]
+    )
+
+    def cleaned() -> ir.Model:
+        return tidy(model, parameter_prefix="module.", inputs=["x"], outputs=["p"], opset=18)
+
+    if reads == "outside":
+        with pytest.raises(CaptureError, match=r"as ONNX's If, whose body .* take torch\.cond"):
+            cleaned()
+    else:
+        assert "If" in {node.op_type for node in cleaned().graph}
