@@ -144,7 +144,7 @@ class _Lowering:
     def _as_floats(self, keep: Node) -> Node:
         return self._call(_aten._to_copy.default, keep, dtype=torch.float32)
 
-    def _call(self, target: Any, *args: object, **kwargs: object) -> Node:
+    def _call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
         node: Node = self._graph.call_function(target, args, kwargs)
         values = [value.meta["val"] if isinstance(value, Node) else value for value in args]
         node.meta["val"] = target(*values, **kwargs)
