@@ -10,45 +10,35 @@ from __future__ import annotations
 import asyncio
 import atexit
 import functools
-import itertools
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex, overload
 
 import numpy as np
 
-from te_runtime.errors import ClosedError, DeadlineError, InputError, QueueFullError
+from te_runtime.errors import ClosedError, DeadlineError, QueueFullError
 from te_runtime.forking import watch_forks
 from te_runtime.scheduling.batch import InputLayout, PackedRows, pack_rows, take_answers
 from te_runtime.scheduling.dispatcher import Assignment, Dispatcher
 from te_runtime.scheduling.metrics import ExecutorMetrics, MetricsRecorder, SchedulerMetrics
-from te_runtime.scheduling.options import (
-    WhenFull,
-    parse_deadline_ns,
-    parse_priority,
-    parse_scheduler_options,
-)
+from te_runtime.scheduling.options import WhenFull, parse_scheduler_options
 from te_runtime.scheduling.refusal_pace import RefusalPace
 from te_runtime.scheduling.request import Request
 from te_runtime.scheduling.request_future import answer_all, fail_all
+from te_runtime.scheduling.request_reader import RequestReader, Rows
 from te_runtime.scheduling.resource_pool import Resource, ResourcePool
 from te_runtime.scheduling.runner import Runner, choose_runners
 from te_runtime.scheduling.timekeeper import Timekeeper
 from te_runtime.scheduling.warm_up import measure_executors
 from te_runtime.scheduling.worker import Worker
-from te_runtime.task_choice import check_tasks
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from te_runtime.prediction import Prediction
     from te_runtime.predictor import Model
-
-    Rows = NDArray[np.generic] | Mapping[str, NDArray[np.generic]]
 
 __all__ = ["Scheduler"]
 
@@ -110,12 +100,8 @@ class Scheduler:
         self._model = models[0]
         self._tasks = models[0].tasks
         self._withdraw = self._cancel  # bound once, not for each request
-        self._alone = {task: (task,) for task in self._tasks}
-        self._read = models[0].input_reader.read
-        self._limits = limits
         self._blocks = options.when_full == "block"
         self._clock_ns = time.perf_counter_ns
-        self._sequence = itertools.count()
         self._gone: str | None = None
         self._pace = RefusalPace()
         self._lock = threading.Lock()
@@ -124,6 +110,13 @@ class Scheduler:
         self._metrics = MetricsRecorder(self._tasks)
         rows = models[0].example_rows()
         self._inputs = tuple(InputLayout(spec.name, rows[spec.name].dtype) for spec in models[0].inputs)
+        self._reader = RequestReader(
+            self._tasks,
+            self._inputs,
+            models[0].input_reader,
+            max_batch=limits.max_batch,
+            clock_ns=self._clock_ns,
+        )
         resources = measure_executors(runners, rows, self._tasks, limits.max_batch)
         self._dispatcher = Dispatcher(ResourcePool(resources), limits)
         self._begun_ns = self._clock_ns()
@@ -182,7 +175,7 @@ class Scheduler:
             DeadlineError: the answer would come too late; `predicted_ms` tells when.
             ClosedError: the scheduler was closed.
         """
-        request = self._parse(x, task, tasks, priority, deadline_ms)
+        request = self._reader.read(x, task=task, tasks=tasks, priority=priority, deadline_ms=deadline_ms)
         while True:
             try:
                 return self._submit(request)
@@ -222,7 +215,7 @@ class Scheduler:
 
         Cancelling the awaiting task takes the request back while it waits.
         """
-        request = self._parse(x, task, tasks, priority, deadline_ms)
+        request = self._reader.read(x, task=task, tasks=tasks, priority=priority, deadline_ms=deadline_ms)
         while True:
             try:
                 future = self._submit(request)
@@ -320,48 +313,6 @@ class Scheduler:
     def __reduce_ex__(self, _protocol: SupportsIndex) -> tuple[object, ...]:
         """copy, deepcopy and pickle come here."""
         raise TypeError("a scheduler has threads and cannot be copied: make one in each process")
-
-    def _parse(
-        self,
-        x: Rows,
-        task: str | None,
-        tasks: Sequence[str] | None,
-        priority: float,
-        deadline_ms: float | None,
-    ) -> Request:
-        """Check a request. Its clock starts here, so that the caller's own wait counts."""
-        now_ns = self._clock_ns()
-        if task is None:
-            chosen = self._tasks if tasks is None else check_tasks(tasks, self._tasks)
-        elif tasks is not None:
-            raise InputError("task and tasks were both given: name one task, or a list of them")
-        else:
-            known = self._alone.get(task) if type(task) is str else None
-            chosen = known or check_tasks([task], self._tasks)
-        allowed_ns = None if deadline_ms is None else parse_deadline_ns(deadline_ms)
-        points = 0.0 if type(priority) is int and priority == 0 else parse_priority(priority)
-        feeds, rows = self._read(x)
-        if rows > self._limits.max_batch:
-            raise InputError(
-                f"x has {rows} rows, expected at most max_batch={self._limits.max_batch}: make the scheduler with a larger "
-                "max_batch, pass fewer rows, or call Model.predict for large batches"
-            )
-        data, row_shapes = [], []
-        for name, _ in self._inputs:
-            array = feeds[name]
-            data.append(array.tobytes())
-            row_shapes.append(array.shape[1:])
-        return Request(
-            tuple(data),
-            tuple(row_shapes),
-            rows,
-            chosen,
-            task is not None,
-            points,
-            None if allowed_ns is None else now_ns + allowed_ns,
-            now_ns,
-            next(self._sequence),
-        )
 
     def _submit(self, request: Request) -> Future[Any]:
         if request.rows == 0:
