@@ -67,6 +67,21 @@ def late_thread(make: Callable[..., Scheduler], release: threading.Event) -> Cal
 
 
 @pytest.fixture
+def told_late(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """A batch was run and is about to be told once the first is set, and is told once the second is."""
+    telling, tell = threading.Event(), threading.Event()
+    answer_all = scheduler_module.answer_all
+
+    def answer_late(*arguments: Any) -> None:
+        telling.set()
+        assert tell.wait(LIMIT_S)
+        answer_all(*arguments)
+
+    monkeypatch.setattr(scheduler_module, "answer_all", answer_late)
+    return telling, tell
+
+
+@pytest.fixture
 def caller() -> Iterator[ThreadPoolExecutor]:
     """A thread that is not the main one."""
     with ThreadPoolExecutor(1, thread_name_prefix="caller") as pool:
@@ -316,19 +331,14 @@ def test_a_caller_deep_down_leaves_it_to_the_executor(
 
 
 def test_nobody_runs_another_callers_batch(
-    model: Any, make: Callable[..., Scheduler], caller: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    model: Any,
+    make: Callable[..., Scheduler],
+    caller: ThreadPoolExecutor,
+    told_late: tuple[threading.Event, threading.Event],
 ) -> None:
     """His own was run meanwhile, and is about to be answered; the next lies in the inbox."""
     scheduler = make(model)
-    telling, tell = threading.Event(), threading.Event()
-    answer_all = scheduler_module.answer_all
-
-    def answer_late(*arguments: Any) -> None:
-        telling.set()
-        assert tell.wait(LIMIT_S)
-        answer_all(*arguments)
-
-    monkeypatch.setattr(scheduler_module, "answer_all", answer_late)
+    telling, tell = told_late
     names = note_threads(model)
     first = scheduler.submit(ROW, task="a")
     assert telling.wait(LIMIT_S)
@@ -348,19 +358,11 @@ def test_close_waits_until_a_caller_has_told_his_answer(
     late_thread: Callable[..., Scheduler],
     caller: ThreadPoolExecutor,
     release: threading.Event,
-    monkeypatch: pytest.MonkeyPatch,
+    told_late: tuple[threading.Event, threading.Event],
 ) -> None:
     """As it waits for an executor's thread: once it is back every future is done, and counted."""
     scheduler = late_thread([model])
-    telling, tell = threading.Event(), threading.Event()
-    answer_all = scheduler_module.answer_all
-
-    def answer_late(*arguments: Any) -> None:
-        telling.set()
-        assert tell.wait(LIMIT_S)
-        answer_all(*arguments)
-
-    monkeypatch.setattr(scheduler_module, "answer_all", answer_late)
+    telling, tell = told_late
     future = scheduler.submit(ROW, task="a")
     waiting = caller.submit(future.result)
     assert telling.wait(LIMIT_S)
