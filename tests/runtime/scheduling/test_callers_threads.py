@@ -67,18 +67,22 @@ def late_thread(make: Callable[..., Scheduler], release: threading.Event) -> Cal
 
 
 @pytest.fixture
-def told_late(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
-    """A batch was run and is about to be told once the first is set, and is told once the second is."""
-    telling, tell = threading.Event(), threading.Event()
-    answer_all = scheduler_module.answer_all
+def hold_back(monkeypatch: pytest.MonkeyPatch) -> Callable[[], tuple[threading.Event, threading.Event]]:
+    """Has batches told late from its call on: one sets the first event, and is told once the second is set."""
 
-    def answer_late(*arguments: Any) -> None:
-        telling.set()
-        assert tell.wait(LIMIT_S)
-        answer_all(*arguments)
+    def begin() -> tuple[threading.Event, threading.Event]:
+        telling, tell = threading.Event(), threading.Event()
+        answer_all = scheduler_module.answer_all
 
-    monkeypatch.setattr(scheduler_module, "answer_all", answer_late)
-    return telling, tell
+        def answer_late(*arguments: Any) -> None:
+            telling.set()
+            assert tell.wait(LIMIT_S)
+            answer_all(*arguments)
+
+        monkeypatch.setattr(scheduler_module, "answer_all", answer_late)
+        return telling, tell
+
+    return begin
 
 
 @pytest.fixture
@@ -334,11 +338,11 @@ def test_nobody_runs_another_callers_batch(
     model: Any,
     make: Callable[..., Scheduler],
     caller: ThreadPoolExecutor,
-    told_late: tuple[threading.Event, threading.Event],
+    hold_back: Callable[[], tuple[threading.Event, threading.Event]],
 ) -> None:
     """His own was run meanwhile, and is about to be answered; the next lies in the inbox."""
     scheduler = make(model)
-    telling, tell = told_late
+    telling, tell = hold_back()
     names = note_threads(model)
     first = scheduler.submit(ROW, task="a")
     assert telling.wait(LIMIT_S)
@@ -358,11 +362,11 @@ def test_close_waits_until_a_caller_has_told_his_answer(
     late_thread: Callable[..., Scheduler],
     caller: ThreadPoolExecutor,
     release: threading.Event,
-    told_late: tuple[threading.Event, threading.Event],
+    hold_back: Callable[[], tuple[threading.Event, threading.Event]],
 ) -> None:
     """As it waits for an executor's thread: once it is back every future is done, and counted."""
     scheduler = late_thread([model])
-    telling, tell = told_late
+    telling, tell = hold_back()
     future = scheduler.submit(ROW, task="a")
     waiting = caller.submit(future.result)
     assert telling.wait(LIMIT_S)
