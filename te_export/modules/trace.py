@@ -157,15 +157,13 @@ def _is_symbolic(size: object) -> bool:
 def _without_partial_graph() -> Iterator[None]:
     """torch prints how far it came before it raises: dozens of lines above the one that says what is wrong."""
     held = io.StringIO()
-    dropped = ""
     try:
         with redirect_stderr(held):
             yield
-    except Exception as error:
-        dropped = f"{getattr(error, 'partial_fx_graph', '')}\n"
-        raise
     finally:
-        sys.stderr.write(held.getvalue().replace(dropped, "") if dropped.strip() else held.getvalue())
+        partial = str(getattr(sys.exc_info()[1], "partial_fx_graph", ""))
+        printed = held.getvalue()
+        sys.stderr.write(printed.replace(f"{partial}\n", "") if partial.strip() else printed)
 
 
 def _told(module: AllTasks, inputs: tuple[Tensor, ...], error: Exception) -> str:
