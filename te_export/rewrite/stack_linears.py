@@ -4,18 +4,22 @@
                                                      y_0, … = Split(s, axis=1)
 
 Nothing is computed: the stacked weight is the concatenation of the bytes of the W_i, which keep their names
-in weights.bin. All layers of a stack have the same activation, or none. Before the cut they must also serve
-the same outputs, or a task graph would compute the layers of other tasks. A graph that shares the stacks of others,
-with some layers gone, stacks those alone that lie one after another there, so that no weight is stored again.
+in weights.bin. All layers of a stack have the same activation, or none, and all are large or all are small, so that
+a lower precision can hold the whole of it: the experts' first layers stay apart from gates that read the same value.
+Before the cut they must also serve the same outputs, or a task graph would compute the layers of other tasks. A graph
+that shares the stacks of others, with some layers gone, stacks those alone that lie one after another there, so that
+no weight is stored again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from te_export.rewrite.edit import Edit, joined_name
+from te_export.rewrite.large_layers import SMALLEST_WEIGHT, is_large
 from te_export.rewrite.linear import Linear, activated, activation_key, only_reader, read_linear, tensor_of
 from te_export.rewrite.log import Applied, Declined, Findings
 from te_export.rewrite.served_outputs import served_outputs
@@ -24,6 +28,23 @@ from te_export.rewrite.stack import Part, stack_of, stack_tensors
 __all__ = ["RULE", "stack_linears"]
 
 RULE = "stack_linears"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What layers that are stacked have in common.
+
+    Attributes:
+        served: the graph's outputs, as a bit mask; None after the cut.
+        activation: as activation_key gives it.
+        large: whether a lower precision would convert them.
+        run: which run of neighbours among the weights they are in.
+    """
+
+    served: int | None
+    activation: tuple[str, ...] | None
+    large: bool
+    run: int
 
 
 def stack_linears(
@@ -40,15 +61,16 @@ def stack_linears(
     declined: list[Declined] = []
     for layers, refused in _groups(graph):
         declined += refused
-        kinds: dict[object, list[Linear]] = {}
+        kinds: dict[_Kind, list[Linear]] = {}
         for layer, run in zip(layers, _runs(layers, laid_out or {}), strict=True):
-            kinds.setdefault((served.get(layer.node), activation_key(layer.y), run), []).append(layer)
-        for kind in kinds.values():
-            if len(kind) > 1:
-                applied.append(Applied(RULE, kind[0].name, _rewrite(graph, kind)))
-        alone = [kind[0] for kind in kinds.values() if len(kind) == 1]
+            kind = _Kind(served.get(layer.node), activation_key(layer.y), is_large(layer), run)
+            kinds.setdefault(kind, []).append(layer)
+        for alike in kinds.values():
+            if len(alike) > 1:
+                applied.append(Applied(RULE, alike[0].name, _rewrite(graph, alike)))
+        alone = [alike[0] for alike in kinds.values() if len(alike) == 1]
         if len(kinds) > 1 and alone:
-            declined.append(Declined(RULE, alone[0].name, _why_alone(kinds, before_cut=before_cut)))
+            declined.append(Declined(RULE, alone[0].name, _why_alone(list(kinds))))
     return Findings(tuple(applied), tuple(declined))
 
 
@@ -106,11 +128,18 @@ def _part_names(weight: ir.Value) -> list[str]:
     return [str(weight.name)] if stack is None else [part.name for part in stack.parts]
 
 
-def _why_alone(kinds: dict[object, list[Linear]], *, before_cut: bool) -> str:
-    activations = {key[1] for key in kinds if isinstance(key, tuple)}
-    if len(activations) > 1 or not before_cut:
+def _why_alone(kinds: Sequence[_Kind]) -> str:
+    """What tells the layers apart that read one value."""
+    if len({kind.activation for kind in kinds}) > 1:
         return "the layers that read the same value are followed by different activations"
-    return "the layers that read the same value serve different tasks, so only the joint graph can stack them"
+    if len({kind.served for kind in kinds}) > 1:
+        return "the layers that read the same value serve different tasks, so only the joint graph can stack them"
+    if len({kind.large for kind in kinds}) > 1:
+        return (
+            f"of the layers that read the same value some have {SMALLEST_WEIGHT:,} weights and more, which a lower "
+            "precision holds otherwise"
+        )
+    return "the layers that read the same value do not lie one after another among the weights"
 
 
 def _rewrite(graph: ir.Graph, layers: list[Linear]) -> str:

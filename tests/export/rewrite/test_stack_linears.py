@@ -87,6 +87,42 @@ def test_layers_with_different_activations_stay_apart(nets: ModuleType) -> None:
     assert found.declined[0].where == "one"
 
 
+def large_and_small(nets: ModuleType) -> ir.Graph:
+    """Layers of 16,384 and of fewer weights that read x, as an MMoE's experts and gates do."""
+    net = nets.Net(width=128)
+    layers = [net.linear(net.x, width, f"layer.{index}") for index, width in enumerate((128, 8, 128, 8))]
+    return net.ends(
+        y=net.add("Concat", [net.relu(layer) for layer in layers], ["batch", 272], "join", axis=1)
+    )
+
+
+def test_what_a_lower_precision_converts_is_stacked_apart(nets: ModuleType) -> None:
+    graph = large_and_small(nets)
+
+    found = after_cut(graph)
+
+    assert [entry.where for entry in found.applied] == ["layer.0", "layer.1"]
+    stacks = [stack for value in graph.initializers.values() if (stack := stack_of(value.const_value))]
+    named = sorted([part.name for part in stack.parts] for stack in stacks)
+    assert named == [
+        [f"layer.{i}.{what}" for i in pair] for pair in ((0, 2), (1, 3)) for what in ("bias", "weight")
+    ]
+    nets.assert_same(large_and_small(nets), graph)
+    nets.assert_settled(after_cut, graph)
+
+
+def test_a_layer_that_is_alone_for_its_size_is_named(nets: ModuleType) -> None:
+    net = nets.Net(width=128)
+    graph = net.ends(y=net.linear(net.x, 128, "large"), z=net.linear(net.x, 8, "small"))
+
+    found = after_cut(graph)
+
+    assert found.applied == ()
+    assert [
+        (entry.where, "a lower precision holds otherwise" in entry.reason) for entry in found.declined
+    ] == [("large", True)]
+
+
 @pytest.mark.parametrize(
     ("kept", "reason"),
     [
