@@ -174,11 +174,20 @@ def _name_batch_axis(graph: ir.Graph) -> None:
         )
     (symbol,) = symbols
     for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
-        if value.shape is None:
-            continue
-        axes = [BATCH if _text(axis) == symbol else axis for axis in value.shape]
-        known = all(axis == BATCH or isinstance(axis, int) for axis in axes)
-        value.shape = ir.Shape(axes) if known else None
+        if value.shape is not None:
+            axes = [_named_axis(axis, symbol) for axis in value.shape]
+            known = [axis for axis in axes if axis is not None]
+            value.shape = ir.Shape(known) if len(known) == len(axes) else None
+
+
+def _named_axis(axis: int | ir.SymbolicDim, symbol: str) -> int | str | None:
+    """An axis under its usual name: `batch`, or `20*batch` where sequences were laid out as rows; None for any other."""
+    if isinstance(axis, int):
+        return axis
+    count, product, factor = _text(axis).rpartition("*")
+    if factor != symbol or (product and not count.isdecimal()):
+        return None
+    return f"{count}{product}{BATCH}"
 
 
 def _batch_symbol(value: ir.Value, kind: str) -> str:

@@ -7,7 +7,9 @@ from collections import Counter
 
 import onnx_ir as ir
 
+from te_export.rewrite.edit import axes_of
 from te_export.rewrite.log import GraphCost
+from te_export.rewrite.row_axis import elements_per_row
 
 __all__ = ["measure_cost"]
 
@@ -46,7 +48,6 @@ def _elements(value: ir.Value) -> int:
 
 
 def _sizes(value: ir.Value | None) -> list[int]:
-    """The shape for one row: the symbolic axis counts 1."""
-    if value is None or value.shape is None:
-        return [0]
-    return [axis if isinstance(axis, int) else 1 for axis in value.shape]
+    """The shape for one row of the batch."""
+    axes = axes_of(value)
+    return [0] if axes is None else [elements_per_row(axis) for axis in axes]

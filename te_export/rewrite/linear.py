@@ -8,7 +8,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from te_export.capture.tidy import BATCH
 from te_export.rewrite.edit import Axes, axes_of
 
 __all__ = [
@@ -56,8 +55,8 @@ class Linear:
 
     @property
     def axes(self) -> Axes:
-        """The shape of y; where it was not recorded, the batch axis has its usual name."""
-        return axes_of(self.y) or (BATCH, self.width_out)
+        """The shape of y; where it was not recorded, its rows need not be those of the batch."""
+        return axes_of(self.y) or ("rows", self.width_out)
 
     def weight_out_in(self) -> NDArray[np.float32]:
         """The weight as (out, in), whichever way it is stored."""

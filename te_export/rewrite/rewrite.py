@@ -22,6 +22,7 @@ from te_export.rewrite.assemble_experts import assemble_experts
 from te_export.rewrite.batch_linears import batch_linears
 from te_export.rewrite.block_gates import block_gates
 from te_export.rewrite.cancel_shapes import cancel_shapes
+from te_export.rewrite.flatten_sequences import flatten_sequences
 from te_export.rewrite.fold_batch_norms import fold_batch_norms
 from te_export.rewrite.fold_constants import fold_constants
 from te_export.rewrite.fold_linears import fold_linears
@@ -82,6 +83,7 @@ def rewrite_alone(
 def _before_cut(provider: TargetProvider, laid_out: Mapping[str, int]) -> list[Rule]:
     """The rules for a graph whose layers are all apart."""
     return [
+        flatten_sequences,
         fold_constants,
         fold_batch_norms,
         fold_linears,

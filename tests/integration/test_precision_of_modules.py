@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,9 @@ from torch import Tensor, nn
 import te_runtime
 from te_export import ExportOptions, ExportResult, export
 from te_runtime.manifest import Precision
+from te_runtime.plan import Mode
+
+MODES: tuple[Mode, ...] = ("joint", "split", "task")
 
 
 class InputGates(nn.Module):
@@ -34,12 +39,56 @@ class InputGates(nn.Module):
         return {f"task_{t}": tower((weights[t] * experts).sum(1)) for t, tower in enumerate(self.towers)}
 
 
+class Attention(nn.Module):
+    """A transformer layer over a sequence, and a tower for each task that reads every place of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(128, 4, 256, dropout=0.0, batch_first=True)
+        self.towers = nn.ModuleList(
+            nn.Sequential(nn.Linear(128, 128), nn.GELU(), nn.Linear(128, 3)) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(B, 6, 128) → (B, 3) for each task."""
+        places = self.encoder(x)
+        return {f"task_{t}": tower(places).mean(1) for t, tower in enumerate(self.towers)}
+
+
 LARGE = {f"experts.{expert}.{layer}.weight" for expert in range(4) for layer in (0, 2)}
 
 
-def exported(module: nn.Module, x: Tensor, precision: Precision, folder: Path) -> ExportResult:
+LAYERS_OVER_PLACES = {
+    "encoder.self_attn.in_proj_weight",
+    "encoder.self_attn.out_proj.weight",
+    "encoder.linear1.weight",
+    "encoder.linear2.weight",
+    "towers.0.0.weight",
+    "towers.1.0.weight",
+}
+
+
+def exported(
+    module: nn.Module, x: Tensor, precision: Precision, folder: Path, *, calibrate: bool = False
+) -> ExportResult:
     options = ExportOptions(precisions=("fp32", precision))
-    return export(module, folder / "bundle", options, example_inputs=x)
+    if calibrate:
+        np.savez(folder / "rows.npz", x=x.numpy())
+        options = replace(options, calibration_data=folder / "rows.npz", max_accuracy_drop=5.0)
+    return export(module, folder / "bundle", options, example_inputs=x[:4])
+
+
+def check_answers(
+    bundle: Path, precision: Precision, module: nn.Module, x: Tensor, *, error: float, modes: Sequence[Mode]
+) -> None:
+    """Every mode gives what the module gives, but for `error` of its spread."""
+    expected = module(x)
+    for mode in modes:
+        with te_runtime.load(bundle, precision=precision, threads=1, mode=mode) as model:
+            answers = model.predict(x.numpy())
+        for task, exact in expected.items():
+            difference = answers[task].output - exact.detach().numpy()
+            assert np.sqrt((difference**2).mean()) <= error * exact.std().item()
 
 
 @pytest.mark.parametrize(("precision", "most", "error"), [("int8", 0.35, 0.02), ("int4", 0.2, 0.2)])
@@ -55,10 +104,25 @@ def test_experts_beside_gates_that_read_the_same_input_are_converted(
     assert set(summary.converted) == LARGE
     sizes = {name: (result.bundle / name / "weights.bin").stat().st_size for name in ("fp32", precision)}
     assert sizes[precision] <= most * sizes["fp32"]
-    expected = module(x)
-    for mode in ("joint", "split", "task"):
-        with te_runtime.load(result.bundle, precision=precision, threads=1, mode=mode) as model:
-            answers = model.predict(x.numpy())
-        for task, exact in expected.items():
-            difference = answers[task].output - exact.detach().numpy()
-            assert np.sqrt((difference**2).mean()) <= error * exact.std().item()
+    check_answers(result.bundle, precision, module, x, error=error, modes=MODES)
+
+
+@pytest.mark.parametrize(
+    ("precision", "calibrate", "most", "error"),
+    [("int8", False, 0.4, 0.05), ("int8", True, 0.4, 0.05), ("int4", False, 0.25, 0.3)],
+)
+def test_layers_over_sequences_are_converted(
+    precision: Precision, calibrate: bool, most: float, error: float, tmp_path: Path
+) -> None:
+    torch.manual_seed(4)
+    module, x = Attention().eval(), torch.randn(128, 6, 128)
+
+    result = exported(module, x, precision, tmp_path, calibrate=calibrate)
+
+    (summary,) = result.variants
+    assert set(summary.converted) == LAYERS_OVER_PLACES
+    sizes = {name: (result.bundle / name / "weights.bin").stat().st_size for name in ("fp32", precision)}
+    assert sizes[precision] <= most * sizes["fp32"]
+    assert (result.bundle / "fp32" / "trunk.onnx").is_file()  # it ends in places (B, 6, 128), not in rows
+    check_answers(result.bundle, "fp32", module, x[:7], error=1e-5, modes=MODES)
+    check_answers(result.bundle, precision, module, x, error=error, modes=MODES)

@@ -266,6 +266,33 @@ def test_the_batch_axis_gets_its_name_whatever_the_capture_called_it() -> None:
     assert [str(value.shape) for value in (*model.graph.inputs, *model.graph.outputs)] == ["[batch,3]"] * 2
 
 
+@pytest.mark.parametrize(
+    ("captured", "named"),
+    [
+        ("20*s77", "[20*batch,3]"),
+        ("s77*20", "None"),
+        ("20*s7", "None"),
+        ("s77 + 1", "None"),
+        ("20*s77*2", "None"),
+    ],
+)
+def test_places_laid_out_as_rows_are_told_in_the_batch(captured: str, named: str) -> None:
+    model = hand_made(["s77", 3], ["s77", 3])
+    (node,) = model.graph
+    rows = ir.Node("", "Abs", [node.outputs[0]], name="rows")
+    rows.outputs[0].shape = ir.Shape([captured, 3])
+    rows.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    back = ir.Node("", "Neg", [rows.outputs[0]], name="back")
+    back.outputs[0].shape, back.outputs[0].type = ir.Shape(["s77", 3]), ir.TensorType(ir.DataType.FLOAT)
+    model.graph.extend([rows, back])
+    model.graph.outputs[0] = back.outputs[0]
+
+    tidy(model, parameter_prefix="model.", inputs=["x"], outputs=["y"], opset=18)
+
+    (shape,) = (value.outputs[0].shape for value in model.graph if value.op_type == "Abs")
+    assert str(shape) == named
+
+
 MARK = "a-folder-of-the-machine"
 
 
