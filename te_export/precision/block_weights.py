@@ -14,16 +14,16 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from te_export.precision.integer_weights import IntegerWeights, quantize_blocks
+from te_export.precision.embedding_tables import TableWeights
+from te_export.precision.integer_weights import CONTRIB_DOMAIN, IntegerWeights, quantize_blocks
 from te_export.precision.layers import linear_layers, weight_names
 from te_export.rewrite.edit import Edit
 from te_export.rewrite.linear import Linear
 from te_runtime.manifest import FormName
 
-__all__ = ["CONTRIB_DOMAIN", "BlockWeights"]
+__all__ = ["BlockWeights"]
 
 Bits = Literal[8, 4]
-CONTRIB_DOMAIN = "com.microsoft"
 _BLOCK: dict[Bits, int] = {8: 128, 4: 32}
 _COMPUTE_IN_INT8 = 4
 
@@ -41,6 +41,7 @@ class BlockWeights:
             width: IntegerWeights(partial(quantize_blocks, bits=width, block=block), f"blocks{width}")
             for width, block in _BLOCK.items()
         }
+        self._tables = TableWeights(bits)
 
     @property
     def name(self) -> FormName:
@@ -66,7 +67,7 @@ class BlockWeights:
         edit.done()
         if converted:
             model.opset_imports[CONTRIB_DOMAIN] = 1
-        return tuple(dict.fromkeys(converted))
+        return tuple(dict.fromkeys([*self._tables.convert(model, kept), *converted]))
 
     def _matmul(self, edit: Edit, linear: Linear, bits: Bits) -> ir.Value:
         weight = self._weights[bits].of(linear)

@@ -20,7 +20,17 @@ from numpy.typing import NDArray
 from te_export.rewrite.linear import Linear, tensor_of
 from te_export.rewrite.stack import Part, stack_of, stack_tensors
 
-__all__ = ["LARGEST_IN_ROWS", "IntegerWeights", "QuantizedWeight", "quantize_blocks", "quantize_rows"]
+__all__ = [
+    "CONTRIB_DOMAIN",
+    "LARGEST_IN_ROWS",
+    "IntegerWeights",
+    "QuantizedWeight",
+    "quantize_blocks",
+    "quantize_rows",
+]
+
+CONTRIB_DOMAIN = "com.microsoft"
+"""Where onnxruntime keeps its operators on blocks."""
 
 LARGEST_IN_ROWS = 63
 """Not 127: on x86 CPUs without VNNI onnxruntime adds two products of a uint8 and an int8 in 16 bits, and
@@ -77,13 +87,18 @@ class IntegerWeights:
         return self._made[name]
 
 
-def quantize_rows(weight: NDArray[np.float32], smallest: NDArray[np.float32] | float = 0.0) -> Arrays:
+def quantize_rows(
+    weight: NDArray[np.float32],
+    smallest: NDArray[np.float32] | float = 0.0,
+    *,
+    largest: int = LARGEST_IN_ROWS,
+) -> Arrays:
     """Quantize (N, K) to int8 (N, K) and scales (N,); a row of zeros gets scale 1.
 
     Args:
         smallest: what a scale is at least, (N,) or one for all rows.
+        largest: the largest magnitude of a value; more than LARGEST_IN_ROWS where nothing is multiplied in integers.
     """
-    largest = LARGEST_IN_ROWS
     scales = np.maximum(_scales(weight, largest), np.float32(smallest))
     values = np.clip(np.rint(weight / scales[:, None]), -largest, largest).astype(np.int8)
     return values, scales

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from te_export.precision.activation_ranges import ActivationRanges, LayerRange, Range
 from te_export.precision.conv_layers import ConvLayer, joined_by, plan_layers
 from te_export.precision.conv_weights import ConvTensors, ConvWeights
+from te_export.precision.embedding_tables import TableWeights
 from te_export.precision.layers import weight_names
 from te_export.rewrite.edit import Axes, Edit, axes_of
 from te_export.rewrite.linear import Linear
@@ -42,6 +43,7 @@ class StaticInt8:
         """
         self._ranges = ranges.layers
         self._weights = ConvWeights()
+        self._tables = TableWeights(8)
 
     @property
     def name(self) -> FormName:
@@ -60,7 +62,8 @@ class StaticInt8:
         for layer in layers:
             conversion.add(layer, self._ranges[layer.weights[0]])
         conversion.done()
-        return tuple(dict.fromkeys(name for layer in layers for name in layer.weights))
+        tables = self._tables.convert(model, kept)
+        return tuple(dict.fromkeys([*tables, *(name for layer in layers for name in layer.weights)]))
 
     def _spans(self, linear: Linear, *, kept: frozenset[str]) -> tuple[Range, Range] | None:
         """What a layer reads and gives; None if it is to stay in float32, or was not measured as one layer."""

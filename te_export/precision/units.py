@@ -1,11 +1,12 @@
 """What is kept or converted together: the layers of one joint graph at the same depth, of the same shape, that reach
-the same tasks, such as the second layers of all experts.
+the same tasks, such as the second layers of all experts; and embedding tables of the same width that do.
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
+from te_export.precision.embedding_tables import embedding_tables
 from te_export.precision.layers import linear_layers, weight_names
 
 __all__ = ["layer_units"]
@@ -16,6 +17,8 @@ def layer_units(graph: ir.Graph) -> list[frozenset[str]]:
     depths = _depths(graph)
     reached = _tasks_reached(graph)
     units: dict[tuple[object, ...], set[str]] = {}
+    for table in embedding_tables(graph):
+        units.setdefault(("table", table.width, reached[table.node]), set()).add(table.name)
     for linear in linear_layers(graph):
         key = (depths[linear.node], linear.width_in, linear.width_out, reached[linear.node])
         units.setdefault(key, set()).update(weight_names(linear))

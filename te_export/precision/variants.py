@@ -25,11 +25,11 @@ from te_export.precision.form import Form
 from te_export.precision.half_precision import HalfPrecision
 from te_export.precision.latency import LatencyRatio, latency_feeds, measure_ratios
 from te_export.precision.layer_costs import layer_costs
-from te_export.precision.layers import linear_layers, weight_names
 from te_export.precision.repair import Repaired, repair
 from te_export.precision.static_int8 import StaticInt8
 from te_export.precision.trial import open_trial
 from te_export.precision.true_float16 import check_true_float16
+from te_export.precision.units import layer_units
 from te_export.rewrite.graph_cost import measure_cost
 from te_runtime.errors import BundleError
 from te_runtime.manifest import FormName, LayerAccuracy, Precision
@@ -222,7 +222,7 @@ def _interface(model: ir.Model) -> list[tuple[object, ...]]:
 
 
 def _layer_weights(joint: ir.Model) -> frozenset[str]:
-    return frozenset(name for linear in linear_layers(joint.graph) for name in weight_names(linear))
+    return frozenset().union(*layer_units(joint.graph))
 
 
 def _why_none(precision: Precision, repaired: Sequence[Repaired], evaluation: Evaluation) -> str:
@@ -232,7 +232,7 @@ def _why_none(precision: Precision, repaired: Sequence[Repaired], evaluation: Ev
 
 def _why_not(found: Repaired, evaluation: Evaluation) -> str:
     if not found.before or not _layer_count(found):
-        return f"{found.form.name}: no layer is large enough to convert, so nothing would be gained"
+        return f"{found.form.name}: no layer or table is large enough to convert, so nothing would be gained"
     lost = ", ".join(
         f"{task} loses {evaluation.loss_points(found.before[task]):.2f} points"
         for task in evaluation.misses(found.before)[:_SHOWN]

@@ -55,6 +55,25 @@ class Attention(nn.Module):
         return {f"task_{t}": tower(places).mean(1) for t, tower in enumerate(self.towers)}
 
 
+class Lookups(nn.Module):
+    """An MMoE over two embedded ids and numbers, with a table that one task alone reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users, self.items = nn.Embedding(5000, 16), nn.Embedding(9000, 16)
+        self.own = nn.Embedding(3000, 32)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(36, 64), nn.ReLU()) for _ in range(3))
+        self.gates = nn.ModuleList(nn.Linear(36, 3) for _ in range(2))
+        self.click, self.buy = nn.Linear(64 + 32, 1), nn.Linear(64, 1)
+
+    def forward(self, ids: Tensor, dense: Tensor) -> dict[str, Tensor]:
+        """(B, 2) integers and (B, 4) → (B, 1) for each task."""
+        x = torch.cat([self.users(ids[:, 0]), self.items(ids[:, 1]), dense], 1)
+        experts = torch.stack([expert(x) for expert in self.experts], 1)
+        click, buy = ((torch.softmax(gate(x), -1).unsqueeze(-1) * experts).sum(1) for gate in self.gates)
+        return {"click": self.click(torch.cat([click, self.own(ids[:, 0] % 3000)], 1)), "buy": self.buy(buy)}
+
+
 LARGE = {f"experts.{expert}.{layer}.weight" for expert in range(4) for layer in (0, 2)}
 
 
@@ -126,3 +145,26 @@ def test_layers_over_sequences_are_converted(
     assert (result.bundle / "fp32" / "trunk.onnx").is_file()  # it ends in places (B, 6, 128), not in rows
     check_answers(result.bundle, "fp32", module, x[:7], error=1e-5, modes=MODES)
     check_answers(result.bundle, precision, module, x, error=error, modes=MODES)
+
+
+@pytest.mark.parametrize(("precision", "most", "error"), [("int8", 0.36, 0.03), ("int4", 0.25, 0.3)])
+def test_embedding_tables_are_converted(
+    precision: Precision, most: float, error: float, tmp_path: Path
+) -> None:
+    torch.manual_seed(5)
+    module, ids, dense = Lookups().eval(), torch.randint(0, 5000, (64, 2)), torch.randn(64, 4)
+    options = ExportOptions(precisions=("fp32", precision))
+
+    result = export(module, tmp_path / "bundle", options, example_inputs={"ids": ids, "dense": dense})
+
+    (summary,) = result.variants
+    assert set(summary.converted) == {"users.weight", "items.weight", "own.weight"}
+    sizes = {name: (result.bundle / name / "weights.bin").stat().st_size for name in ("fp32", precision)}
+    assert sizes[precision] <= most * sizes["fp32"]
+    expected = module(ids, dense)
+    for mode in MODES:
+        with te_runtime.load(result.bundle, precision=precision, threads=1, mode=mode) as model:
+            answers = model.predict({"ids": ids.numpy(), "dense": dense.numpy()})
+        for task, exact in expected.items():
+            difference = answers[task].output - exact.detach().numpy()
+            assert np.sqrt((difference**2).mean()) <= error * exact.std().item()

@@ -13,7 +13,8 @@ import pytest
 
 from te_export.bundle.weights_file import plan_weights
 from te_export.partition import GraphSet
-from te_export.precision.block_weights import CONTRIB_DOMAIN, BlockWeights
+from te_export.precision.block_weights import BlockWeights
+from te_export.precision.integer_weights import CONTRIB_DOMAIN
 from te_export.precision.layers import linear_layers, weight_names
 from te_export.precision.trial import open_trial
 
