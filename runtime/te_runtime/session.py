@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["OrtSession", "open_session"]
 
 _ERROR, _FATAL = 3, 4  # onnxruntime's log levels; what is fatal to a session is raised as well
+_NEWER_OPSET = re.compile(r"Opset (\d+) is under development.* till opset (\d+)", re.DOTALL)
 _NO_FALLBACK = "fallback to CPU EP has been explicitly disabled"
 
 _DTYPES = {
@@ -134,6 +136,12 @@ def open_session(
             raise ProviderError(
                 f"{path}: {wanted} does not run every node of this graph: {_one_line(error)}. "
                 "Run te-runtime doctor to see whether it runs any; otherwise use provider cpu."
+            ) from error
+        newer = _NEWER_OPSET.search(str(error))
+        if newer is not None:
+            raise BundleError(
+                f"{path}: its ONNX opset is {newer[1]}, and onnxruntime {ort.__version__} runs none after {newer[2]}. "
+                f"Install a newer onnxruntime here, or export the model again with --opset {newer[2]}."
             ) from error
         raise BundleError(
             f"{path}: onnxruntime {ort.__version__} refuses it: {_one_line(error)}. "

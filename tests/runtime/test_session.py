@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,6 +83,23 @@ def test_a_file_that_is_no_graph_is_refused_on_one_line(tmp_path: Path, spec: Gr
     assert caught.value.__cause__ is not None
     with pytest.raises(BundleError, match="refuses it"):
         open_session(tmp_path / "missing.onnx", spec, provider="cpu", threads=1)
+
+
+def test_a_graph_newer_than_onnxruntime_is_told_with_the_opset_to_export(
+    bundle: Path, tiny: ModuleType, spec: GraphSpec
+) -> None:
+    def raise_opset(model: Any) -> None:
+        (imported,) = (one for one in model.opset_import if one.domain == "")
+        imported.version = 99
+
+    tiny.edit_graph(bundle, "task-task_0", raise_opset)
+    with pytest.raises(
+        BundleError, match=r"opset is 99, and onnxruntime \S+ runs none after (\d\d)"
+    ) as caught:
+        opened(bundle, spec)
+    message = str(caught.value)
+    newest = message.partition("none after ")[2][:2]
+    assert message.endswith(f"or export the model again with --opset {newest}.")
 
 
 class Failing:
