@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import onnx
 import onnx_ir as ir
 
-from te_export.precision.half_weights import parts_of
+from te_export.precision.half_weights import is_beyond_float16, parts_of
 from te_export.rewrite.linear import ACTIVATIONS, only_reader
 
 __all__ = ["float32_nodes", "is_weight"]
@@ -44,13 +44,16 @@ _CARRIERS = ACTIVATIONS | {
 }
 """Operators that move values or treat each by itself: they work in whatever type lies on both sides."""
 
+_MASKING = _CARRIERS | {"Add", "Sub", "Mul", "Where", "Max", "Min"}
+"""Operators between a mask of huge or infinite values and the softmax that makes zeros of them."""
+
 
 def float32_nodes(graph: ir.Graph, kept: frozenset[str]) -> frozenset[ir.Node]:
     """The nodes that stay as they are.
 
-    They are those whose operator cannot take float16 or should not, those of kept layers, and carriers that
-    lead from a float32 value to a place that needs one: between Softmax and the routing weights output, the
-    weights are reshaped and split in float32.
+    They are those whose operator cannot take float16 or should not, those of kept layers, those that add a mask
+    beyond float16 to what a softmax reads, and carriers that lead from a float32 value to a place that needs one:
+    between Softmax and the routing weights output, the weights are reshaped and split in float32.
 
     Args:
         graph: float32 values, its nodes sorted.
@@ -58,6 +61,7 @@ def float32_nodes(graph: ir.Graph, kept: frozenset[str]) -> frozenset[ir.Node]:
     """
     fixed = {node for node in graph if node.op_type in _FLOAT32_OPERATORS or not _takes_float16(node, graph)}
     fixed |= set(_kept_layers(graph, kept))
+    fixed |= set(_masking_nodes(graph))
     needed = _needed_values(graph, fixed)
     float32 = set(fixed)
     for node in graph:
@@ -97,6 +101,25 @@ def _kept_layers(graph: ir.Graph, kept: frozenset[str]) -> Iterator[ir.Node]:
         reader = only_reader(node.outputs[0])
         if node.op_type == "MatMul" and reader is not None and reader.op_type == "Add":
             yield from [reader] if any(is_weight(value) for value in reader.inputs) else []
+
+
+def _masking_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
+    """Nodes on the way to a softmax that read a constant beyond float16, or what such a node gives: in float16 a row of
+    nothing but -1e9 would be one of nothing but -inf, and its softmax no number.
+    """
+    masked: set[ir.Value] = set()
+    for node in reversed(graph):
+        on_the_way = node.op_type in _MASKING and not masked.isdisjoint(node.outputs)
+        if on_the_way or node.op_type in ("Softmax", "LogSoftmax"):
+            masked |= {value for value in node.inputs if value is not None}
+    beyond: set[ir.Value] = set()
+    for node in graph:
+        read = [value for value in node.inputs if value is not None]
+        if node.op_type not in _MASKING or masked.isdisjoint(node.outputs):
+            continue
+        if any(value in beyond or is_beyond_float16(value) for value in read):
+            beyond |= {value for value in node.outputs if _is_float32(value)}
+            yield node
 
 
 def _takes_float16(node: ir.Node, graph: ir.Graph) -> bool:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from te_export.rewrite.linear import tensor_of
 from te_export.rewrite.stack import Part, stack_of, stack_tensors
 
-__all__ = ["HalfWeights", "parts_of"]
+__all__ = ["HalfWeights", "is_beyond_float16", "parts_of"]
 
 _LARGEST = float(np.finfo(np.float16).max)
 _SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)
@@ -58,6 +58,14 @@ class HalfWeights:
             values = part.tensor.numpy().astype(np.float16)
             self._made[part.name] = ir.tensor(values, name=f"{part.name}.half")
         return self._made[part.name]
+
+
+def is_beyond_float16(value: ir.Value) -> bool:
+    """Whether `value` is a float32 initializer with a magnitude that float16 has no number for."""
+    tensor = value.const_value if value.is_initializer() else None
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT:
+        return False
+    return bool(np.abs(tensor.numpy()).max(initial=0) > _LARGEST)
 
 
 def parts_of(value: ir.Value) -> tuple[Part, ...]:

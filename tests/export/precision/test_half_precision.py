@@ -504,6 +504,57 @@ def test_operators_that_should_not_take_float16_do_not(node: str, stays: bool) -
     assert len(nodes(model, "Cast")) == (4 if stays else 2)
 
 
+MASKED = """
+net (float[batch, 2] x, float[batch, 2] keep) => (float[batch, 2] y)
+<float[2, 2] w = {{1, 2, 3, 4}}, float[2] far = {{0, 0}}, float[1] one = {{1}}>
+{{ h = MatMul(x, w)  {mask}  s = Softmax(m)  y = MatMul(s, w) }}
+"""
+ADDED = "m = Add(h, far)"
+CHOSEN = "c = Less(keep, one) m = Where(c, far, h)"
+SCALED = "b = Sub(one, keep) f = Mul(b, far) m = Add(h, f)"
+
+
+@pytest.mark.parametrize(
+    ("mask", "in_float32", "far"),
+    [
+        (ADDED, ["Add"], (-np.inf, 0.0)),
+        (ADDED, ["Add"], (-1e9, -1e9)),
+        (CHOSEN, ["Where"], (-np.inf, -np.inf)),
+        (CHOSEN, ["Where"], (-3e38, -3e38)),
+        (SCALED, ["Mul", "Add"], (-3e38, -3e38)),
+        (SCALED, ["Mul", "Add"], (-1e9, -1e9)),
+    ],
+)
+def test_a_mask_beyond_float16_is_added_in_float32(
+    mask: str, in_float32: list[str], far: tuple[float, float]
+) -> None:
+    """Where nothing is kept of a row its finite mask leaves every place alike, and a cast to float16 would not."""
+    model = parsed(MASKED.format(mask=mask))
+    model.graph.initializers["far"].const_value = ir.tensor(np.array(far, np.float32), name="far")
+    nothing = [0, 0] if np.isfinite(far[0]) else [1, 0]
+    x = {"x": np.array([[1, 2], [3, 4]], np.float32), "keep": np.array([[0, 1], nothing], np.float32)}
+    (before,) = ReferenceEvaluator(ir.to_proto(model)).run(None, x)
+    assert np.isfinite(before).all()
+
+    assert HalfPrecision().convert(model, NONE) == ("w",)
+
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    for operator in in_float32:
+        assert all(node.outputs[0].dtype == ir.DataType.FLOAT for node in nodes(model, operator))
+    assert nodes(model, "MatMul")[0].outputs[0].dtype == ir.DataType.FLOAT16
+    (found,) = ReferenceEvaluator(ir.to_proto(model)).run(None, x)
+    np.testing.assert_allclose(found, before, rtol=2e-3)
+
+
+def test_what_is_beyond_float16_and_no_mask_is_refused_as_before() -> None:
+    model = parsed(
+        MASKED.format(mask="f = Add(h, far) r = LayerNormalization<axis = -1>(f, w) m = Identity(r)")
+    )
+    model.graph.initializers["far"].const_value = ir.tensor(np.array([-1e9], np.float32), name="far")
+    with pytest.raises(GateError, match=r"far: its largest magnitude is 1e\+09"):
+        HalfPrecision().convert(model, NONE)
+
+
 def test_a_node_of_another_domain_stays_in_float32() -> None:
     model = parsed(OPERATORS.format(node="far.Strange(h)"))
     strange = next(node for node in model.graph if node.op_type == "Strange")
