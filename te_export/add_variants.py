@@ -12,16 +12,19 @@ from dataclasses import dataclass
 
 from te_export.bundle.accuracy_entry import accuracy_entry
 from te_export.bundle.manifest_writer import build_variant
+from te_export.bundle.staged_graphs import StagedGraphs
 from te_export.bundle.staging import StagedBundle
 from te_export.bundle.variant_writer import write_variant
-from te_export.errors import GateError
+from te_export.errors import AccuracyError, GateError
 from te_export.options import ExportOptions, FailedVariant, VariantSummary
 from te_export.partition import GraphSet
 from te_export.precision.evaluation import Evaluation
+from te_export.precision.load_probe import check_loads_are_survived
 from te_export.precision.variants import build_variant_graphs
 from te_export.progress import Steps
 from te_export.verify.parity import verify_lower_precision
 from te_export.verify.references import References
+from te_runtime.errors import BundleError
 from te_runtime.manifest import Precision, Variant
 
 __all__ = ["AddedVariants", "add_variants"]
@@ -93,6 +96,8 @@ def _add(
     with staged.scratch() as scratch:
         built = build_variant_graphs(precision, fp32, evaluation, scratch)
     files = write_variant(staged, built.graphs, folder=precision, standalone=options.standalone)
+    if precision == "fp16":
+        _check_loads(files)
     parity = verify_lower_precision(precision, files, references)
     return _Added(
         variant=build_variant(
@@ -118,6 +123,13 @@ def _add(
         notes=built.notes,
         timing_notes=built.timing_notes,
     )
+
+
+def _check_loads(files: StagedGraphs) -> None:
+    try:
+        check_loads_are_survived(files.files)
+    except BundleError as error:
+        raise AccuracyError(f"fp16 is left out: {error}") from error
 
 
 def _reason(precision: Precision, error: GateError, staged: StagedBundle) -> str:

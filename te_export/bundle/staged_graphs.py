@@ -30,3 +30,10 @@ class StagedGraphs:
     tasks: tuple[TaskGraphs, ...]
     task_size_bytes: Mapping[str, int]
     pruned: Mapping[str, GraphSpec] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every graph file but those of pruned graphs, the joint graph's first."""
+        tasks = [graph for task in self.tasks for graph in (task.graph, task.tail)]
+        graphs = (self.joint, self.trunk, self.joint_tails, *tasks)
+        return tuple(self.root / graph.path for graph in graphs if graph is not None)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from te_export.bundle.graph_file import WEIGHTS_NAME, linked_bytes, tensor_specs
 from te_export.bundle.weights_file import plan_weights, weight_chunks
-from te_export.precision.load_probe import check_load_is_survived, holds_float16
+from te_export.precision.load_probe import check_loads_are_survived, holds_float16
 from te_runtime.errors import BundleError
 from te_runtime.manifest import GraphSpec
 from te_runtime.session import open_session
@@ -41,7 +41,7 @@ def open_trial(model: ir.Model, scratch: Path, *, threads: int = 1) -> Session:
     )
     try:
         if holds_float16(model):
-            check_load_is_survived(path)
+            check_loads_are_survived([path])
         return open_session(path, spec, provider="cpu", threads=threads)
     except BundleError as error:
         # The scratch folder has another name each time and is gone when the message is read.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import te_export
 from te_export.precision import load_probe
-from te_export.precision.load_probe import check_load_is_survived, holds_float16
+from te_export.precision.load_probe import check_loads_are_survived, holds_float16
 from te_runtime.errors import BundleError
 
 
@@ -45,15 +45,49 @@ def test_an_export_survives_what_onnxruntime_does_not(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_the_signal_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load_probe, "_LOAD", f"import os; os.kill(os.getpid(), {int(signal.SIGSEGV)})")
-    with pytest.raises(BundleError, match=r"ends the process that loads graph\.onnx, with SIGSEGV"):
-        check_load_is_survived(tmp_path / "graph.onnx")
+def ends_at(number: int) -> str:
+    """What loads so many graphs and is ended by the next."""
+    return f"""
+import os, sys
+for index, path in enumerate(sys.argv[1:]):
+    print(index, flush=True)
+    if index == {number}:
+        os.kill(os.getpid(), {int(signal.SIGSEGV)})
+"""
+
+
+@pytest.mark.parametrize(("number", "named"), [(0, "joint"), (2, "task-click")])
+def test_the_graph_and_the_signal_are_told(
+    number: int, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_probe, "_LOAD", ends_at(number))
+    paths = [tmp_path / f"{name}.onnx" for name in ("joint", "trunk", "task-click", "tail-click")]
+    with pytest.raises(BundleError, match=rf"ends the process that loads {named}\.onnx, with SIGSEGV"):
+        check_loads_are_survived(paths)
+
+
+def test_a_graph_that_only_the_written_variant_has_is_loaded_elsewhere_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The joint graph alone, as it is tried out, loads; the second graph of the variant does not."""
+    monkeypatch.setattr(load_probe, "_LOAD", ends_at(1))
+    torch.manual_seed(0)
+
+    result = te_export.export(
+        nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2)),
+        tmp_path / "out",
+        te_export.ExportOptions(precisions=("fp32", "fp16"), task_names=("left", "right")),
+        example_inputs=torch.randn(4, 16),
+    )
+
+    (failed,) = result.failed_variants
+    assert failed.reason.startswith("fp16 is left out: onnxruntime ends the process that loads ")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == ["fp32"]
 
 
 def test_what_is_merely_refused_is_left_to_who_loads_it(tmp_path: Path) -> None:
     (tmp_path / "graph.onnx").write_bytes(b"no graph")
-    check_load_is_survived(tmp_path / "graph.onnx")
+    check_loads_are_survived([tmp_path / "graph.onnx", tmp_path / "missing.onnx"])
 
 
 @pytest.mark.parametrize("dtype", [ir.DataType.FLOAT16, ir.DataType.FLOAT])
