@@ -28,6 +28,10 @@ Example = Array | Mapping[str, Array] | Sequence[Array] | str | os.PathLike[str]
 for forward(x), whatever its name."""
 
 _LARGEST_BYTES = 2**32
+_ONE_VALUE = (
+    "If it tells forward which task to answer, leave it out and name the tasks with --task-names a,b,c (in Python "
+    "task_names=...): every task is asked for. Anything else that is the same for all rows belongs into the module"
+)
 _DTYPES = frozenset({"float32", "int64", "int32", "int8", "uint8", "bool"})
 
 
@@ -151,7 +155,7 @@ def _checked(
 def _plain(name: str, array: object, notes: list[str]) -> NDArray[np.generic]:
     values, dtype = _as_array(name, array)
     if values.ndim == 0:
-        raise UsageError(f"example input {name!r}: has no axes, expected the batch axis first")
+        raise UsageError(f"example input {name!r}: has no axes, expected the batch axis first. {_ONE_VALUE}")
     if values.dtype.kind not in "fiub":
         raise UsageError(f"example input {name!r}: got {values.dtype}, expected numbers or bools")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -174,6 +178,10 @@ def _as_array(name: str, array: object) -> tuple[NDArray[np.generic], str]:
     """As numpy holds it, and the name of the dtype it came in."""
     if isinstance(array, np.ndarray):
         return array, array.dtype.name
+    if isinstance(array, bool | int | float | str | np.generic):
+        raise UsageError(
+            f"example input {name!r}: got {array!r:.40}, expected an array with the batch axis first. {_ONE_VALUE}"
+        )
     if not isinstance(array, Tensor):
         raise UsageError(
             f"example input {name!r}: got {type(array).__qualname__}, expected a tensor or a numpy array: pass "

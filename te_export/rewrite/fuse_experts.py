@@ -56,7 +56,7 @@ def fuse_experts(graph: ir.Graph) -> Findings:
             declined.append(Declined(RULE, str(product.name), checked))
         else:
             _rewrite(edit, checked)
-            what = f"the sum over {checked.count} experts of {checked.width} became one MatMul"
+            what = f"the weighted sum of {checked.count} vectors of {checked.width} became one MatMul"
             applied.append(Applied(RULE, str(product.name), what))
     if applied:
         edit.done()

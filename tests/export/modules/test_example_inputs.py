@@ -179,9 +179,10 @@ def test_the_rows_are_a_copy() -> None:
     [
         ({}, "got none, expected at least one array"),
         ([], "got none, expected at least one array"),
-        (np.array(1.0), "has no axes, expected the batch axis first"),
-        (1.0, "'users': got float, expected a tensor"),
-        (np.float32(1.0), "'users': got float32, expected a tensor"),
+        (np.array(1.0), "has no axes, expected the batch axis first. If it tells forward which task to answer, leave"),
+        (1.0, "'users': got 1.0, expected an array with the batch axis first. If it tells forward which task"),
+        (np.float32(1.0), r"'users': got \S*1\.0\)?, expected an array with the batch axis first"),
+        ((X, "click"), "'items': got 'click', expected an array with the batch axis first. If it tells forward which"),
         (X[:0], "have no rows"),
         ((X, IDS[:2]), r"different numbers of rows \(users: 3, items: 2\)"),
         ({"users": X, "items": IDS[:1]}, r"different numbers of rows \(users: 3, items: 1\)"),
@@ -196,7 +197,7 @@ def test_the_rows_are_a_copy() -> None:
         (torch.from_numpy(X).to_sparse(), "sparse"),
     ],
     ids=[
-        "an empty dict", "an empty list", "no axes", "a number", "a number of numpy", "no rows",
+        "an empty dict", "an empty list", "no axes", "a number", "a number of numpy", "a text", "no rows",
         "uneven rows", "uneven rows by name", "texts", "complex",
         "objects", "dates", "NaN", "infinity", "lists", "None", "sparse",
     ],
