@@ -27,7 +27,7 @@ from te_export.modules.find_experts import (
     ExpertSearch,
     is_getitem,
 )
-from te_export.modules.trace import Traced, ancestors, batch_axis
+from te_export.modules.trace import Traced, ancestors, batch_axis, has_batch_first
 
 __all__ = ["Gate", "find_gates", "last_gate"]
 
@@ -89,7 +89,7 @@ def _reads(later: Gate, earlier: Gate) -> bool:
 
 def _gates_of(node: Node, traced: Traced, values: Mapping[Node, Any]) -> list[Gate]:
     """A gate for every weighted sum that a softmax feeds: tasks may share the weights, and have experts of their own."""
-    if node.op != "call_function" or node.target not in _SOFTMAXES or batch_axis(node) != 0:
+    if node.op != "call_function" or node.target not in _SOFTMAXES or not has_batch_first(node):
         return []
     weights = values.get(node)
     if not isinstance(weights, Tensor):

@@ -25,7 +25,7 @@ from te_export.models.input_rows import InputRows
 from te_export.modules.all_tasks import AllTasks
 from te_export.modules.blame import line_of_error, line_of_node
 
-__all__ = ["Traced", "ancestors", "batch_axis", "trace"]
+__all__ = ["Traced", "ancestors", "batch_axis", "has_batch_first", "trace"]
 
 _TRACED_ROWS = 13
 """Of the batch axis while tracing: a number that is not likely to be a size of the model, so that it can be told
@@ -147,6 +147,11 @@ def batch_axis(node: Node) -> int | None:
     if not isinstance(value, Tensor):
         return None
     return next((axis for axis, size in enumerate(value.shape) if _is_symbolic(size)), None)
+
+
+def has_batch_first(node: Node) -> bool:
+    """Whether a traced value has the batch, and not a multiple of it such as 6·B rows of tokens, as its first axis."""
+    return batch_axis(node) == 0 and str(node.meta["val"].shape[0]).isidentifier()
 
 
 def _is_symbolic(size: object) -> bool:

@@ -1,4 +1,4 @@
-"""What the inputs and outputs of linear layers range over, measured on the joint graph with calibration rows.
+"""What linear layers and convolutions read and give ranges over, measured on the joint graph with calibration rows.
 
 Values that only differ in how they are laid out share one range: what a Split takes apart, what a Concat
 puts together, what the layers of one group give. So a value that leaves one layer and enters the next is
@@ -21,6 +21,7 @@ from te_export.bundle.graph_file import WEIGHTS_NAME, linked_bytes
 from te_export.bundle.weights_file import plan_weights, weight_chunks
 from te_export.errors import OutputError, UsageError
 from te_export.precision.conv_layers import ConvLayer, plan_layers
+from te_export.precision.convolutions import Convolution, convolutions
 from te_export.precision.layers import weight_names
 from te_runtime.threads import default_threads
 
@@ -81,13 +82,19 @@ def measure_ranges(
         OutputError: the graph cannot be written to `scratch`.
     """
     layers = plan_layers(joint.graph)
-    classes = _classes(joint.graph, layers)
+    convs = list(convolutions(joint.graph))
+    classes = _classes(joint.graph, layers, convs)
     ranges: dict[ir.Value, Range] = {}
-    for value, found in _observe(joint, rows, _watched(layers), scratch).items():
+    for value, found in _observe(joint, rows, _watched(layers, convs), scratch).items():
         first = classes.first(value)
         ranges[first] = ranges.get(first, found) | found
+    of_convs = {
+        conv.name: LayerRange(ranges[classes.first(conv.x)], ranges[classes.first(conv.output)], (conv.name,))
+        for conv in convs
+    }
     return ActivationRanges(
-        {
+        of_convs
+        | {
             name: LayerRange(ranges[classes.first(linear.x)], ranges[classes.first(output)], names)
             for layer in layers
             for linear, output in zip(layer.linears, layer.quantized_outputs, strict=True)
@@ -114,12 +121,12 @@ class _Classes:
         self._parents.update(dict.fromkeys(others, first))
 
 
-def _classes(graph: ir.Graph, layers: Sequence[ConvLayer]) -> _Classes:
+def _classes(graph: ir.Graph, layers: Sequence[ConvLayer], convs: Sequence[Convolution]) -> _Classes:
     classes = _Classes()
     for layer in layers:
         for values in (layer.inputs, layer.quantized_outputs, layer.outputs):
             classes.join(values)
-    _join_shared_weights(classes, layers)
+    _join_shared_weights(classes, layers, convs)
     given = {value for layer in layers for value in layer.quantized_outputs}
     for node in graph:
         inputs = [value for value in node.inputs if value is not None]
@@ -133,9 +140,13 @@ def _classes(graph: ir.Graph, layers: Sequence[ConvLayer]) -> _Classes:
     return classes
 
 
-def _join_shared_weights(classes: _Classes, layers: Sequence[ConvLayer]) -> None:
+def _join_shared_weights(
+    classes: _Classes, layers: Sequence[ConvLayer], convs: Sequence[Convolution]
+) -> None:
     """Layers that share a weight share its scales."""
     users: dict[str, list[tuple[ir.Value, ir.Value]]] = {}
+    for conv in convs:
+        users.setdefault(conv.name, []).append((conv.x, conv.output))
     for layer in layers:
         for linear, output in zip(layer.linears, layer.quantized_outputs, strict=True):
             for name in weight_names(linear):
@@ -145,8 +156,9 @@ def _join_shared_weights(classes: _Classes, layers: Sequence[ConvLayer]) -> None
             classes.join(values)
 
 
-def _watched(layers: Sequence[ConvLayer]) -> list[ir.Value]:
+def _watched(layers: Sequence[ConvLayer], convs: Sequence[Convolution]) -> list[ir.Value]:
     values = [value for layer in layers for value in (*layer.inputs, *layer.quantized_outputs)]
+    values += [value for conv in convs for value in (conv.x, conv.output)]
     return list(dict.fromkeys(values))
 
 

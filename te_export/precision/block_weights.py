@@ -57,28 +57,28 @@ class BlockWeights:
         """As Form.convert."""
         converted: list[str] = []
         edit = Edit(model.graph)
+        there: dict[str, ir.Value] = {}
         for linear in list(linear_layers(model.graph)):
             names = weight_names(linear)
             is_kept = not kept.isdisjoint(names)
             if is_kept and self._bits == 8:
                 continue
-            edit.replace(linear.y, self._matmul(edit, linear, 8 if is_kept else self._bits))
+            edit.replace(linear.y, self._matmul(edit, linear, 8 if is_kept else self._bits, there))
             converted += names
         edit.done()
         if converted:
             model.opset_imports[CONTRIB_DOMAIN] = 1
         return tuple(dict.fromkeys([*self._tables.convert(model, kept), *converted]))
 
-    def _matmul(self, edit: Edit, linear: Linear, bits: Bits) -> ir.Value:
+    def _matmul(self, edit: Edit, linear: Linear, bits: Bits, there: dict[str, ir.Value]) -> ir.Value:
+        """Add the product; `there` holds the constants of the graph, which layers of one weight share."""
         weight = self._weights[bits].of(linear)
-        inputs = [
-            linear.x,
-            edit.initializer(weight.values, name=str(weight.values.name)),
-            edit.initializer(weight.scales, name=str(weight.scales.name)),
-            None,
-            None,
-            linear.bias,
-        ]
+        for tensor in (weight.values, weight.scales):
+            name = str(tensor.name)
+            if name not in there:
+                there[name] = edit.initializer(tensor, name=name)
+        values, scales = (there[str(tensor.name)] for tensor in (weight.values, weight.scales))
+        inputs = [linear.x, values, scales, None, None, linear.bias]
         return edit.add(
             "MatMulNBits",
             inputs,

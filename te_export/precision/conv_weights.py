@@ -1,6 +1,7 @@
-"""Weights and biases of linear layers as 1x1 convolutions read them, in integers.
+"""Weights and biases of convolutions in integers; linear layers are convolutions of one place.
 
-    w (N, K) float32 → int8 (N, K, 1) and scales (N,);  b (N,) float32 → int32 (N,), scales input_scale · w's
+    w (N, …) float32 → int8 (N, …) and scales (N,);  b (N,) float32 → int32 (N,), scales input_scale · w's
+    w (N, K) of a linear layer → int8 (N, K, 1)
 
 Each layer is quantized once, however many graphs read it, and a group or stack is the bytes of its layers one
 after another, so that graphs go on sharing them.
@@ -16,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from te_export.precision.integer_weights import quantize_rows
+from te_export.precision.integer_weights import quantize_rows, weight_key
 from te_export.rewrite.edit import joined_name
 from te_export.rewrite.linear import Linear, tensor_of
 from te_export.rewrite.stack import Part, stack_of, stack_tensors
@@ -28,7 +29,7 @@ _LARGEST_BIAS = 2**30
 
 @dataclass(frozen=True)
 class ConvTensors:
-    """Weight (N, K, 1) int8, its scales (N,) float32, bias (N,) int32, its scales (N,) float32."""
+    """Weight (N, …) int8, its scales (N,) float32, bias (N,) int32, its scales (N,) float32."""
 
     weight: ir.TensorProtocol
     scales: ir.TensorProtocol
@@ -71,6 +72,23 @@ class ConvWeights:
             )
         )
 
+    def of_convolution(
+        self, name: str, weight: ir.Value, bias: ir.Value | None, input_scale: float
+    ) -> ConvTensors:
+        """The tensors of a convolution.
+
+        Args:
+            name: of the weight.
+            weight: (N, channels / groups, kernel …).
+            bias: (N,); None for zeros.
+            input_scale: as in `of`.
+        """
+        values = tensor_of(weight)
+        shift = (
+            np.zeros(int(values.shape.numpy()[0]), np.float32) if bias is None else tensor_of(bias).numpy()
+        )
+        return self._leaf(name, values.numpy, shift, input_scale).tensors
+
     def _leaf(
         self, name: str, weight: Callable[[], NDArray[np.float32]], bias: NDArray[np.float32], step: float
     ) -> _Leaf:
@@ -90,7 +108,7 @@ def _parts(linear: Linear) -> Iterator[tuple[str, Callable[[], NDArray[np.float3
     zeros = np.zeros(linear.width_out, np.float32)
     bias = zeros if linear.bias is None else tensor_of(linear.bias).numpy()
     if stack is None:
-        yield str(linear.weight.name), linear.weight_out_in, bias
+        yield weight_key(linear), linear.weight_out_in, bias
         return
     start = 0
     for part in stack.parts:
@@ -103,11 +121,12 @@ def _quantize(
     name: str, weight: NDArray[np.float32], bias: NDArray[np.float32], input_scale: float
 ) -> ConvTensors:
     smallest = (np.abs(bias, dtype=np.float64) / (input_scale * _LARGEST_BIAS)).astype(np.float32)
-    values, scales = quantize_rows(weight, smallest)
+    values, scales = quantize_rows(weight.reshape(len(weight), -1), smallest)
+    places = weight.shape if weight.ndim > 2 else (*weight.shape, 1)
     bias_scales = (np.float32(input_scale) * scales).astype(np.float32)
     steps = np.rint(bias / np.where(bias_scales == 0, 1, bias_scales).astype(np.float64)).astype(np.int32)
     return ConvTensors(
-        ir.tensor(values[:, :, np.newaxis], name=f"{name}.int8"),
+        ir.tensor(values.reshape(places), name=f"{name}.int8"),
         ir.tensor(scales, name=f"{name}.scales"),
         ir.tensor(steps, name=f"{name}.bias"),
         ir.tensor(bias_scales, name=f"{name}.bias_scales"),

@@ -27,6 +27,7 @@ __all__ = [
     "QuantizedWeight",
     "quantize_blocks",
     "quantize_rows",
+    "weight_key",
 ]
 
 CONTRIB_DOMAIN = "com.microsoft"
@@ -64,7 +65,7 @@ class IntegerWeights:
     def of(self, linear: Linear) -> QuantizedWeight:
         """The weight of a layer, as (out, in), quantized; part by part where it is a stack."""
         stack = stack_of(tensor_of(linear.weight))
-        name = str(linear.weight.name)
+        name = weight_key(linear)
         if stack is None:
             return self._single(name, linear.weight_out_in)
         parts = [self._single(part.name, part.tensor.numpy) for part in stack.parts]
@@ -85,6 +86,11 @@ class IntegerWeights:
                 ir.tensor(scales, name=f"{name}.{self._suffix}.scales"),
             )
         return self._made[name]
+
+
+def weight_key(linear: Linear) -> str:
+    """What the integers of a layer's weight are kept under: one that is read both ways round becomes two."""
+    return f"{linear.weight.name}.in_out" if linear.turned else str(linear.weight.name)
 
 
 def quantize_rows(

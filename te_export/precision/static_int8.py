@@ -14,22 +14,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import onnx_ir as ir
 
 from te_export.precision.activation_ranges import ActivationRanges, LayerRange, Range
 from te_export.precision.conv_layers import ConvLayer, joined_by, plan_layers
 from te_export.precision.conv_weights import ConvTensors, ConvWeights
+from te_export.precision.convolutions import convolutions
 from te_export.precision.embedding_tables import TableWeights
 from te_export.precision.layers import weight_names
-from te_export.rewrite.edit import Axes, Edit, axes_of
+from te_export.precision.quantize_nodes import QuantizeNodes, known_axes, step_of
+from te_export.precision.static_convolutions import convert_convolutions
+from te_export.rewrite.edit import Edit
 from te_export.rewrite.linear import Linear
 from te_export.rewrite.pieces import pieces_of
 from te_runtime.manifest import FormName
 
 __all__ = ["StaticInt8", "count_int8_convolutions"]
-
-_STEPS = 255
 
 
 class StaticInt8:
@@ -57,13 +57,16 @@ class StaticInt8:
 
     def convert(self, model: ir.Model, kept: frozenset[str]) -> tuple[str, ...]:
         """As Form.convert. What the joint graph stacks with a kept weight is kept in every graph."""
+        found = [conv for conv in convolutions(model.graph) if conv.name in self._ranges.keys() - kept]
+        convert_convolutions(model.graph, found, self._ranges, self._weights)
         layers = plan_layers(model.graph, partial(self._spans, kept=kept))
         conversion = _Conversion(Edit(model.graph), self._weights)
         for layer in layers:
             conversion.add(layer, self._ranges[layer.weights[0]])
         conversion.done()
         tables = self._tables.convert(model, kept)
-        return tuple(dict.fromkeys([*tables, *(name for layer in layers for name in layer.weights)]))
+        linears = [name for layer in layers for name in layer.weights]
+        return tuple(dict.fromkeys([*tables, *(conv.name for conv in found), *linears]))
 
     def _spans(self, linear: Linear, *, kept: frozenset[str]) -> tuple[Range, Range] | None:
         """What a layer reads and gives; None if it is to stay in float32, or was not measured as one layer."""
@@ -114,19 +117,19 @@ class _Conversion:
         self._weights = weights
         self._cubes: dict[tuple[ir.Value, ...], _Cube] = {}
         self._inputs: dict[tuple[tuple[ir.Value, ...], Range], _Cube] = {}
-        self._constants: dict[str, ir.Value] = {}
-        self._scales: dict[Range, tuple[ir.Value, ir.Value]] = {}
+        self._nodes = QuantizeNodes(edit)
+        self._axis: ir.Value | None = None
         self._exits: dict[ir.Value, _Exit] = {}
 
     def add(self, layer: ConvLayer, span: LayerRange) -> None:
         """Add the convolution of one layer; what it reads has been added before."""
         edit = self._edit
         x = self._input(layer, span.input)
-        out = self._conv(layer, x, self._weights.of(layer.linears, _step(span.input)))
+        out = self._conv(layer, x, self._weights.of(layer.linears, step_of(span.input)))
         fused = layer.followed_by_relu and span.output.low == 0
         if fused:
-            out = edit.add("Relu", [out], _axes(out), name=f"{layer.name}.relu")
-        cube = self._quantized(out, span.output, name=f"{layer.name}.output")
+            out = edit.add("Relu", [out], known_axes(out), name=f"{layer.name}.relu")
+        cube = self._rounded(out, span.output, name=f"{layer.name}.output")
         if layer.activation is not None and not fused:
             cube = _Cube(edit.like(layer.activation, cube.value, name=f"{layer.name}.activation"))
         self._cubes[layer.outputs] = cube
@@ -149,7 +152,7 @@ class _Conversion:
         if key not in self._inputs:
             cube = self._cube(layer)
             if cube.span != span:
-                cube = self._quantized(cube.value, span, name=f"{layer.name}.input")
+                cube = self._rounded(cube.value, span, name=f"{layer.name}.input")
             self._inputs[key] = cube
         return self._inputs[key].value
 
@@ -192,63 +195,24 @@ class _Conversion:
         return _Exit(flat, turned)
 
     def _conv(self, layer: ConvLayer, x: ir.Value, tensors: ConvTensors) -> ir.Value:
-        weight = self._dequantized(tensors.weight, tensors.scales)
-        bias = self._dequantized(tensors.bias, tensors.bias_scales)
+        weight = self._nodes.dequantized(tensors.weight, tensors.scales)
+        bias = self._nodes.dequantized(tensors.bias, tensors.bias_scales)
         axes = (1, layer.width_out, layer.batch)
         groups = len(layer.linears)
         return self._edit.add(
             "Conv", [x, weight, bias], axes, name=layer.name, group=groups, kernel_shape=[1]
         )
 
-    def _quantized(self, value: ir.Value, span: Range, *, name: str) -> _Cube:
-        edit, axes = self._edit, _axes(value)
-        scale, zero = self._scale(span, name=name)
-        steps = edit.add(
-            "QuantizeLinear", [value, scale, zero], axes, name=f"{name}.quantize", dtype=ir.DataType.UINT8
-        )
-        value = edit.add("DequantizeLinear", [steps, scale, zero], axes, name=f"{name}.dequantize")
-        return _Cube(value, span)
-
-    def _dequantized(self, values: ir.TensorProtocol, scales: ir.TensorProtocol) -> ir.Value:
-        inputs = [self._constant(values), self._constant(scales)]
-        axes = tuple(int(axis) for axis in values.shape.numpy())
-        return self._edit.add("DequantizeLinear", inputs, axes, name=f"{values.name}.float", axis=0)
-
-    def _scale(self, span: Range, *, name: str) -> tuple[ir.Value, ir.Value]:
-        if span not in self._scales:
-            zero = int(np.clip(np.rint(-span.low / _step(span)), 0, _STEPS))
-            self._scales[span] = (
-                self._edit.initializer(ir.tensor(np.float32(_step(span))), name=f"{name}.scale"),
-                self._edit.initializer(ir.tensor(np.uint8(zero)), name=f"{name}.zero"),
-            )
-        return self._scales[span]
+    def _rounded(self, value: ir.Value, span: Range, *, name: str) -> _Cube:
+        return _Cube(self._nodes.rounded(value, span, name=name), span)
 
     def _first_axis(self) -> ir.Value:
-        if "axis" not in self._constants:
-            self._constants["axis"] = self._edit.integers([0], name="static.axis")
-        return self._constants["axis"]
-
-    def _constant(self, tensor: ir.TensorProtocol) -> ir.Value:
-        name = str(tensor.name)
-        if name not in self._constants:
-            self._constants[name] = self._edit.initializer(tensor, name=name)
-        return self._constants[name]
-
-
-def _step(span: Range) -> float:
-    """What one of the 255 steps of a range stands for, in float32; 1 where nothing but zero was met."""
-    step = np.float32((span.high - span.low) / _STEPS)
-    return float(step) if step >= np.finfo(np.float32).tiny else 1.0
+        if self._axis is None:
+            self._axis = self._edit.integers([0], name="static.axis")
+        return self._axis
 
 
 def _reshapes(node: ir.Node) -> bool:
     """Whether it is a Reshape to a constant shape that takes over no axis by its position."""
     shape = node.inputs[1] if node.op_type == "Reshape" else None
     return shape is not None and shape.const_value is not None and bool(shape.const_value.numpy().all())
-
-
-def _axes(value: ir.Value) -> Axes:
-    """The shape of a value that was made here."""
-    axes = axes_of(value)
-    assert axes is not None
-    return axes

@@ -73,6 +73,17 @@ class Edit:
         self._graph.append(new)
         return new.outputs[0]
 
+    def again(self, node: ir.Node, inputs: Sequence[ir.Value | None], *, name: str) -> ir.Value:
+        """The operator `node` of one output again, with its attributes, of other inputs of the same shapes."""
+        attributes = [ir.Attr(attr.name, attr.type, attr.value) for attr in node.attributes.values()]
+        new = ir.Node(node.domain, node.op_type, inputs, attributes=attributes, name=self._unique(name))
+        before, after = node.outputs[0], new.outputs[0]
+        after.name = self._unique(f"{name}.out")
+        after.shape = None if before.shape is None else ir.Shape(before.shape)
+        after.type = before.type
+        self._graph.append(new)
+        return after
+
     def integers(self, values: Iterable[int], *, name: str) -> ir.Value:
         """A constant of int64."""
         array = np.asarray(tuple(values), np.int64)

@@ -3,8 +3,10 @@
     y = act(MatMul(x (B, L, D), Wᵀ (D, N)) + b)     r = Reshape(x, [-1, D])                              (B·L, D)
                                                     y = Reshape(act(Gemm(r, W, b, transB=1)), [-1, L, N])
 
-So every rule for linear layers, and every lower precision, holds for them too. x may have any number of axes, the batch
-anywhere but last; with two, (B, D), nothing is reshaped. Layers that read the same value read one Reshape.
+So they are stacked and take a lower precision as other layers do. Layers one after another are not folded, since the
+Reshape between them stays until graphs are cut: only what has the batch axis first may cross from trunk to tails. x may
+have any number of axes, the batch anywhere but last; with two, (B, D), nothing is reshaped. Layers that read the same
+value read one Reshape.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from te_export.rewrite.edit import Axes, Edit, axes_of
+from te_export.rewrite.large_layers import SMALLEST_WEIGHT
 from te_export.rewrite.linear import activated, activation_key, is_float_constant, only_reader
 from te_export.rewrite.log import Applied, Declined, Findings
 from te_export.rewrite.row_axis import row_axis
@@ -82,12 +85,17 @@ def _match(node: ir.Node) -> _Match | None:
     if x is None or weight is None:
         return None
     above = weight.producer()
-    transposed = above is not None and above.op_type == "Transpose"
+    transposed = above is not None and above.op_type == "Transpose" and _swaps_both(above)
     if above is not None and transposed:
         (weight,) = above.inputs
     if weight is None or not is_float_constant(weight, rank=2):
         return None
     return _Match(node, x, weight, transposed)
+
+
+def _swaps_both(transpose: ir.Node) -> bool:
+    order = transpose.attributes.get("perm")
+    return order is None or list(order.as_ints()) == [1, 0]
 
 
 def _check(match: _Match) -> _Layer | str:
@@ -101,6 +109,8 @@ def _check(match: _Match) -> _Layer | str:
     sizes = [int(axis) for axis in match.weight.shape.numpy()]
     width_out = sizes[0] if match.transposed else sizes[1]
     bias, y = _biased(match.node.outputs[0], width_out)
+    if bias is None and len(places) > 1 and width_in * width_out < SMALLEST_WEIGHT:
+        return "it is small and has no bias, so that nothing would be gained"
     return _Layer(match, tuple(places), width_in, width_out, bias, y)
 
 

@@ -85,6 +85,7 @@ def _before_cut(provider: TargetProvider, laid_out: Mapping[str, int]) -> list[R
     return [
         flatten_sequences,
         fold_constants,
+        flatten_sequences,  # weights that were computed are constants now
         fold_batch_norms,
         fold_linears,
         partial(stack_linears, before_cut=True, laid_out=laid_out),

@@ -74,6 +74,52 @@ class Lookups(nn.Module):
         return {"click": self.click(torch.cat([click, self.own(ids[:, 0] % 3000)], 1)), "buy": self.buy(buy)}
 
 
+class BothWays(nn.Module):
+    """One square parameter, read as it is stored and transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(128, 128) / 11)
+        self.a, self.b = nn.Linear(128, 2), nn.Linear(128, 2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(B, 6, 128) → (B, 2) for each task."""
+        h = torch.tanh(x @ self.w) + torch.tanh(x @ self.w.t())
+        return {"a": self.a(h.mean(1)), "b": self.b(h[:, 0])}
+
+
+class UsedThrice(nn.Module):
+    """One layer at two depths, over places and over rows, for one task and for both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.a, self.b = nn.Linear(128, 128), nn.Linear(128, 2), nn.Linear(128, 2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(B, 6, 128) → (B, 2) for each task."""
+        h = torch.relu(self.layer(torch.relu(self.layer(x))))
+        return {"a": self.a(h.mean(1)), "b": self.b(torch.relu(self.layer(x.mean(1))))}
+
+
+class Images(nn.Module):
+    """A residual block, batch normalizations, pooling, and a task of which one convolution is its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16))
+        self.block = nn.Sequential(
+            nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)
+        )
+        self.own = nn.Conv2d(16, 32, 3, stride=2)
+        self.kind, self.box = nn.Linear(16, 5), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(B, 3, 16, 16) → (B, 5) and (B, 4)."""
+        h = torch.max_pool2d(torch.relu(self.stem(x)), 2)
+        h = torch.relu(h + self.block(h))
+        return {"kind": self.kind(h.mean((2, 3))), "box": self.box(torch.relu(self.own(h)).mean((2, 3)))}
+
+
 LARGE = {f"experts.{expert}.{layer}.weight" for expert in range(4) for layer in (0, 2)}
 
 
@@ -168,3 +214,46 @@ def test_embedding_tables_are_converted(
         for task, exact in expected.items():
             difference = answers[task].output - exact.detach().numpy()
             assert np.sqrt((difference**2).mean()) <= error * exact.std().item()
+
+
+@pytest.mark.parametrize(("precision", "error"), [("int8", 0.05), ("int4", 0.3)])
+@pytest.mark.parametrize(
+    ("make", "weight", "copies"),
+    [(BothWays, "w", 2), (UsedThrice, "layer.weight", 1)],
+    ids=str,
+)
+def test_a_weight_of_several_layers_is_stored_once_each_way_round(
+    make: type[nn.Module], weight: str, copies: int, precision: Precision, error: float, tmp_path: Path
+) -> None:
+    torch.manual_seed(6)
+    module, x = make().eval(), torch.randn(64, 6, 128)
+
+    result = exported(module, x, precision, tmp_path)
+
+    (summary,) = result.variants
+    assert summary.converted == (weight,)
+    bits = {"int8": 8, "int4": 4}[precision]
+    stored = (result.bundle / precision / "weights.bin").stat().st_size
+    assert stored <= copies * 128 * 128 * bits // 8 * 1.25 + 8192
+    check_answers(result.bundle, precision, module, x, error=error, modes=MODES)
+
+
+def test_static_int8_converts_convolutions(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    module, x = Images(), torch.randn(128, 3, 16, 16)
+    with torch.no_grad():
+        module(x)  # batch statistics that are not 0 and 1
+    module.eval()
+
+    result = exported(module, x, "int8", tmp_path, calibrate=True)
+
+    assert result.manifest.variants[1].form == "static"
+    (summary,) = result.variants
+    assert set(summary.converted) == {
+        "stem.0.weight.folded", "block.0.weight", "block.2.weight", "own.weight",
+    }  # fmt: skip
+    check_answers(result.bundle, "int8", module, x, error=0.05, modes=MODES)
+    with te_runtime.load(result.bundle, precision="int8", threads=1) as model:
+        together, alone = model.predict(x.numpy()), model.predict(x[5:6].numpy())
+    for task, answer in together.items():
+        np.testing.assert_allclose(alone[task].output[0], answer.output[5], rtol=1e-5, atol=1e-6)

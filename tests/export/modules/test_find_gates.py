@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import te_export
+import te_runtime
 from te_export.models.input_rows import InputRows
 from te_export.modules.find_gates import Gate, find_gates, last_gate
 from te_export.modules.same_nodes import merge_same_nodes
@@ -580,3 +583,38 @@ def test_a_softmax_over_scores_of_all_tasks_at_once_is_no_gate(trace_module: Tra
             return tuple((part.unsqueeze(-1) * experts).sum(1) for part in weights.chunk(2, dim=1))
 
     assert found_gates(trace_module, Together()) == [(), ()]
+
+
+class TokensAsRows(nn.Module):
+    """A gate for each of the 6 tokens of a row, the tokens laid out as rows (6·B, FEATURES)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.experts, self.tower = (
+            nn.Linear(FEATURES, EXPERTS),
+            linears(EXPERTS),
+            nn.Linear(WIDTH, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(x.shape[0] * 6, FEATURES)
+        weights = F.softmax(self.gate(rows), dim=-1)
+        fused = (weights.unsqueeze(-1) * torch.stack([expert(rows) for expert in self.experts], 1)).sum(1)
+        answer: Tensor = self.tower(fused).reshape(x.shape[0], 6)
+        return answer
+
+
+def test_a_gate_of_tokens_that_are_laid_out_as_rows_has_no_weights_of_the_row(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = TokensAsRows().eval(), torch.randn(5, 6, FEATURES)
+
+    result = te_export.export(
+        module, tmp_path / "bundle", example_inputs=x, task_names=[f"t{i}" for i in range(6)]
+    )
+
+    assert any("no gate was found" in note for note in result.notes)
+    with te_runtime.load(result.bundle, threads=1) as model, torch.no_grad():
+        found, exact = model.predict(x.numpy()), module(x).numpy()
+    np.testing.assert_allclose(
+        np.concatenate([answer.output for answer in found.values()], 1), exact, rtol=0, atol=1e-5
+    )

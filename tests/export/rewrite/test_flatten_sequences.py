@@ -46,9 +46,10 @@ def test_it_gives_the_same_from_one_gemm(
     nets: ModuleType, sizes: tuple[int, ...], transposed: bool, bias: bool
 ) -> None:
     def build() -> ir.Graph:
-        net = nets.Net(width=5 * int(np.prod(sizes)))
-        x = net.image(*sizes, 5)
-        return net.ends(y=net.relu(layer(net, x, 7, "one", bias=bias, transposed=transposed)))
+        width, out = (5, 7) if bias else (128, 128)  # a small layer without bias is left alone
+        net = nets.Net(width=width * int(np.prod(sizes)))
+        x = net.image(*sizes, width)
+        return net.ends(y=net.relu(layer(net, x, out, "one", bias=bias, transposed=transposed)))
 
     graph = build()
     cost = measure_cost(graph)
@@ -60,7 +61,7 @@ def test_it_gives_the_same_from_one_gemm(
     after = measure_cost(graph)
     assert (after.multiply_adds, after.weight_bytes) == (cost.multiply_adds, cost.weight_bytes)
     (relu,) = (node for node in graph if node.op_type == "Relu")
-    assert str(relu.outputs[0].shape) == f"[{int(np.prod(sizes))}*batch,7]"
+    assert str(relu.outputs[0].shape) == f"[{int(np.prod(sizes))}*batch,{7 if bias else 128}]"
     nets.assert_same(build(), graph)
     nets.assert_settled(flatten_sequences, graph)
 
@@ -139,10 +140,10 @@ def test_what_is_added_and_is_no_bias_stays_an_addition(nets: ModuleType) -> Non
 
 def test_an_output_keeps_its_name_and_what_else_is_read_stays(nets: ModuleType) -> None:
     def build() -> ir.Graph:
-        net = nets.Net(width=12)
-        product = layer(net, net.image(4, 3), 2, "one", bias=False)
-        bias = net.constant("one.bias", net.rng.standard_normal(2))
-        return net.ends(y=product, z=net.add("Add", [product, bias], ["batch", 4, 2], "sum"))
+        net = nets.Net(width=512)
+        product = layer(net, net.image(4, 128), 128, "one", bias=False)
+        bias = net.constant("one.bias", net.rng.standard_normal(128))
+        return net.ends(y=product, z=net.add("Add", [product, bias], ["batch", 4, 128], "sum"))
 
     graph = build()
 
@@ -166,6 +167,29 @@ def test_what_is_no_layer_is_left_and_said_where_a_constant_is_read(nets: Module
 
     assert found.applied == ()
     assert [(entry.where, "not known" in entry.reason) for entry in found.declined] == [("product", True)]
+
+
+def test_a_small_layer_without_bias_is_left(nets: ModuleType) -> None:
+    net = nets.Net(width=12)
+    graph = net.ends(y=layer(net, net.image(4, 3), 2, "one", bias=False))
+
+    found = flatten_sequences(graph)
+
+    assert found.applied == ()
+    assert "small and has no bias" in found.declined[0].reason
+
+
+def test_a_transpose_that_changes_nothing_is_no_transposed_weight(nets: ModuleType) -> None:
+    def build() -> ir.Graph:
+        net = nets.Net(width=3)
+        weight = net.constant("one.weight", net.rng.standard_normal((3, 3)))
+        same = net.add("Transpose", [weight], [3, 3], "same", perm=[0, 1])
+        return net.ends(y=net.add("MatMul", [net.x, same], ["batch", 3], "product"))
+
+    graph = build()
+
+    assert flatten_sequences(graph).applied == ()
+    nets.assert_same(build(), graph)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,82 @@
+"""Which convolutions of a graph are worth converting. Static int8 alone converts them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from te_export.rewrite.edit import axes_of
+from te_export.rewrite.linear import only_reader, tensor_of
+from te_export.rewrite.row_axis import elements_per_row
+
+__all__ = ["Convolution", "convolutions"]
+
+_FEWEST_MULTIPLY_ADDS = 16_384
+"""Of one row: as many as the smallest linear layer that is converted."""
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A Conv with constant weights.
+
+    Attributes:
+        weight: (channels out, channels in / groups, kernel …) float32.
+        bias: (channels out,), or None.
+        relu: the node after it, where that is a Relu and reads it alone.
+    """
+
+    node: ir.Node
+    weight: ir.Value
+    bias: ir.Value | None
+    relu: ir.Node | None
+
+    @property
+    def x(self) -> ir.Value:
+        """What it reads now: (B, channels in, places …)."""
+        value = self.node.inputs[0]
+        assert value is not None  # the operator requires it
+        return value
+
+    @property
+    def output(self) -> ir.Value:
+        """After the Relu."""
+        return (self.node if self.relu is None else self.relu).outputs[0]
+
+    @property
+    def name(self) -> str:
+        """The weight's name: the same in every graph."""
+        return str(self.weight.name)
+
+
+def convolutions(graph: ir.Graph) -> Iterator[Convolution]:
+    """The convolutions with constant float32 weights that take long enough, in the order of the graph."""
+    for node in graph:
+        if node.op_type != "Conv" or node.domain not in ("", "ai.onnx"):
+            continue
+        _, weight, bias = (*node.inputs, None)[:3]
+        if not _is_constant(weight) or not (bias is None or _is_constant(bias)):
+            continue
+        assert weight is not None  # it is a constant
+        axes = axes_of(node.outputs[0])
+        if axes is None or node.inputs[0] is None:
+            continue
+        per_value = math.prod(int(axis) for axis in tensor_of(weight).shape.numpy()[1:])
+        if math.prod(map(elements_per_row, axes)) * per_value < _FEWEST_MULTIPLY_ADDS:
+            continue
+        reader = only_reader(node.outputs[0])
+        relu = reader if reader is not None and reader.op_type == "Relu" else None
+        yield Convolution(node, weight, bias, relu)
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    """Whether it is a float32 initializer that no caller can replace."""
+    return (
+        value is not None
+        and value.is_initializer()
+        and not value.is_graph_input()
+        and value.const_value is not None
+        and value.const_value.dtype == ir.DataType.FLOAT
+    )
