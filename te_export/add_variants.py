@@ -19,7 +19,7 @@ from te_export.errors import AccuracyError, GateError
 from te_export.options import ExportOptions, FailedVariant, VariantSummary
 from te_export.partition import GraphSet
 from te_export.precision.evaluation import Evaluation
-from te_export.precision.load_probe import check_loads_are_survived
+from te_export.precision.float16.load_probe import check_loads_are_survived
 from te_export.precision.variants import build_variant_graphs
 from te_export.progress import Steps
 from te_export.verify.parity import verify_lower_precision

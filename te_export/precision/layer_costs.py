@@ -20,8 +20,8 @@ import onnx_ir as ir
 from te_export.partition import GraphSet
 from te_export.precision.accuracy import TaskAccuracy
 from te_export.precision.evaluation import Evaluation
+from te_export.precision.float16.half_weights import parts_of
 from te_export.precision.form_trial import try_form
-from te_export.precision.half_weights import parts_of
 from te_export.precision.repair import Repaired
 from te_export.precision.units import layer_units
 from te_export.rewrite.graph_cost import measure_cost

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from te_export.bundle.graph_file import WEIGHTS_NAME, linked_bytes, tensor_specs
 from te_export.bundle.weights_file import plan_weights, weight_chunks
-from te_export.precision.load_probe import check_loads_are_survived, holds_float16
+from te_export.precision.float16.load_probe import check_loads_are_survived, holds_float16
 from te_runtime.errors import BundleError
 from te_runtime.manifest import GraphSpec
 from te_runtime.session import open_session

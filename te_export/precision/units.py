@@ -8,9 +8,9 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from te_export.precision.convolutions import convolutions
 from te_export.precision.embedding_tables import embedding_tables
 from te_export.precision.layers import linear_layers, weight_names
+from te_export.precision.static.convolutions import convolutions
 
 __all__ = ["layer_units"]
 

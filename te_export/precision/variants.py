@@ -18,17 +18,17 @@ from te_export.errors import AccuracyError, GateError
 from te_export.models.input_rows import InputRows
 from te_export.partition import GraphSet, order_initializers
 from te_export.precision.accuracy import TaskAccuracy, doubt_labels
-from te_export.precision.activation_ranges import measure_ranges
 from te_export.precision.block_weights import BlockWeights
 from te_export.precision.evaluation import Evaluation
+from te_export.precision.float16.half_precision import HalfPrecision
+from te_export.precision.float16.true_float16 import check_true_float16
 from te_export.precision.form import Form
-from te_export.precision.half_precision import HalfPrecision
 from te_export.precision.latency import LatencyRatio, latency_feeds, measure_ratios
 from te_export.precision.layer_costs import layer_costs
 from te_export.precision.repair import Repaired, repair
-from te_export.precision.static_int8 import StaticInt8
+from te_export.precision.static.activation_ranges import measure_ranges
+from te_export.precision.static.static_int8 import StaticInt8
 from te_export.precision.trial import open_trial
-from te_export.precision.true_float16 import check_true_float16
 from te_export.precision.units import layer_units
 from te_export.rewrite.graph_cost import measure_cost
 from te_runtime.errors import BundleError

@@ -29,8 +29,9 @@ from te_export.capture.joint_graph import JointGraph
 from te_export.errors import ParityError
 from te_export.models.exportable import ExportableModel
 from te_export.models.task_expert import TaskExpertConfig, TaskExpertModel
-from te_export.precision import activation_ranges, form_trial, trial, variants
+from te_export.precision import form_trial, trial, variants
 from te_export.precision.latency import LatencyRatio, measure_ratios
+from te_export.precision.static import activation_ranges
 from te_runtime.bundle import open_bundle
 from te_runtime.manifest import Variant
 

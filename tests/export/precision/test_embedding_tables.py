@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from te_export.precision.block_weights import BlockWeights
 from te_export.precision.embedding_tables import TableWeights, embedding_tables
-from te_export.precision.static_int8 import ActivationRanges, StaticInt8
+from te_export.precision.static.static_int8 import ActivationRanges, StaticInt8
 from te_export.precision.trial import open_trial
 from te_export.precision.units import layer_units
 

@@ -14,8 +14,8 @@ from te_export.bundle.variant_writer import write_variant
 from te_export.errors import ParityError
 from te_export.partition import GraphSet
 from te_export.precision.block_weights import BlockWeights
+from te_export.precision.float16.half_precision import HalfPrecision
 from te_export.precision.form import Form
-from te_export.precision.half_precision import HalfPrecision
 from te_export.verify.parity import verify_graphs, verify_lower_precision
 from te_export.verify.references import References
 from te_export.verify.tolerance import Tolerance

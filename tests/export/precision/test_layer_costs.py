@@ -15,9 +15,9 @@ from te_export.precision import layer_costs as module
 from te_export.precision.accuracy import TaskAccuracy
 from te_export.precision.block_weights import BlockWeights
 from te_export.precision.evaluation import Evaluation, probe_evaluation
+from te_export.precision.float16.half_precision import HalfPrecision
 from te_export.precision.form import Form
 from te_export.precision.form_trial import Trial, try_form
-from te_export.precision.half_precision import HalfPrecision
 from te_export.precision.layer_costs import layer_costs, most_trials
 from te_export.precision.layers import linear_layers, weight_names
 from te_export.precision.repair import Repaired, repair

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from te_export.errors import OutputError, UsageError
 from te_export.partition import GraphSet
-from te_export.precision.activation_ranges import LayerRange, Range, measure_ranges
+from te_export.precision.static.activation_ranges import LayerRange, Range, measure_ranges
 
 ROWS = np.random.default_rng(1).standard_normal((150, 64)).astype(np.float32)
 ROUNDING = 256 * 2.0**-24

@@ -27,8 +27,8 @@ from te_export.capture.torch_capture import capture
 from te_export.errors import GateError
 from te_export.models.exportable import ExportableModel
 from te_export.partition import GraphSet, partition
-from te_export.precision.half_precision import HalfPrecision
-from te_export.precision.half_weights import parts_of
+from te_export.precision.float16.half_precision import HalfPrecision
+from te_export.precision.float16.half_weights import parts_of
 from te_export.rewrite.log import RewriteLog
 from te_export.rewrite.rewrite import rewrite, rewrite_cut
 from te_export.rewrite.stack import stack_of

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from te_export.precision.activation_ranges import LayerRange, Range
-from te_export.precision.conv_weights import ConvWeights
-from te_export.precision.convolutions import Convolution
-from te_export.precision.quantize_nodes import QuantizeNodes, step_of
+from te_export.precision.static.activation_ranges import LayerRange, Range
+from te_export.precision.static.conv_weights import ConvWeights
+from te_export.precision.static.convolutions import Convolution
+from te_export.precision.static.quantize_nodes import QuantizeNodes, step_of
 from te_export.rewrite.edit import Edit
 
 __all__ = ["convert_convolutions"]

@@ -14,8 +14,8 @@ from typing import Literal
 import onnx_ir as ir
 
 from te_export.errors import GateError
-from te_export.precision.float32_nodes import float32_nodes, is_weight
-from te_export.precision.half_weights import HalfWeights, parts_of
+from te_export.precision.float16.float32_nodes import float32_nodes, is_weight
+from te_export.precision.float16.half_weights import HalfWeights, parts_of
 from te_export.rewrite.edit import Edit, axes_of
 
 __all__ = ["HalfPrecision"]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import te_export
-from te_export.precision import load_probe
-from te_export.precision.load_probe import check_loads_are_survived, holds_float16
+from te_export.precision.float16 import load_probe
+from te_export.precision.float16.load_probe import check_loads_are_survived, holds_float16
 from te_runtime.errors import BundleError
 
 

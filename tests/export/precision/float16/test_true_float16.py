@@ -12,8 +12,8 @@ from te_export.errors import AccuracyError
 from te_export.models.input_rows import InputRows
 from te_export.partition import GraphSet
 from te_export.precision.evaluation import Evaluation, first_rows, probe_evaluation
-from te_export.precision.half_precision import HalfPrecision
-from te_export.precision.true_float16 import check_true_float16
+from te_export.precision.float16.half_precision import HalfPrecision
+from te_export.precision.float16.true_float16 import check_true_float16
 from te_export.verify.references import References
 
 MakeGraphs = Callable[..., GraphSet]

@@ -16,14 +16,14 @@ from functools import partial
 
 import onnx_ir as ir
 
-from te_export.precision.activation_ranges import ActivationRanges, LayerRange, Range
-from te_export.precision.conv_layers import ConvLayer, joined_by, plan_layers
-from te_export.precision.conv_weights import ConvTensors, ConvWeights
-from te_export.precision.convolutions import convolutions
 from te_export.precision.embedding_tables import TableWeights
 from te_export.precision.layers import weight_names
-from te_export.precision.quantize_nodes import QuantizeNodes, known_axes, step_of
-from te_export.precision.static_convolutions import convert_convolutions
+from te_export.precision.static.activation_ranges import ActivationRanges, LayerRange, Range
+from te_export.precision.static.conv_layers import ConvLayer, joined_by, plan_layers
+from te_export.precision.static.conv_weights import ConvTensors, ConvWeights
+from te_export.precision.static.convolutions import convolutions
+from te_export.precision.static.quantize_nodes import QuantizeNodes, known_axes, step_of
+from te_export.precision.static.static_convolutions import convert_convolutions
 from te_export.rewrite.edit import Edit
 from te_export.rewrite.linear import Linear
 from te_export.rewrite.pieces import pieces_of

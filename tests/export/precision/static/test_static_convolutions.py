@@ -14,10 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from te_export.precision.activation_ranges import Range, measure_ranges
 from te_export.precision.block_weights import BlockWeights
-from te_export.precision.convolutions import convolutions
-from te_export.precision.static_int8 import StaticInt8
+from te_export.precision.static.activation_ranges import Range, measure_ranges
+from te_export.precision.static.convolutions import convolutions
+from te_export.precision.static.static_int8 import StaticInt8
 from te_export.precision.units import layer_units
 
 NONE: frozenset[str] = frozenset()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import onnx
 import onnx_ir as ir
 
-from te_export.precision.half_weights import is_beyond_float16, parts_of
+from te_export.precision.float16.half_weights import is_beyond_float16, parts_of
 from te_export.rewrite.linear import ACTIVATIONS, only_reader
 
 __all__ = ["float32_nodes", "is_weight"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from te_export.precision.activation_ranges import Range
+from te_export.precision.static.activation_ranges import Range
 from te_export.rewrite.edit import Axes, Edit, axes_of
 
 __all__ = ["QuantizeNodes", "known_axes", "step_of"]

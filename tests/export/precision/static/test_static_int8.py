@@ -19,9 +19,9 @@ from onnx.reference import ReferenceEvaluator
 from te_export.bundle.weights_file import plan_weights
 from te_export.capture.opset import newest_opset
 from te_export.partition import GraphSet
-from te_export.precision.activation_ranges import ActivationRanges, measure_ranges
 from te_export.precision.layers import linear_layers, weight_names
-from te_export.precision.static_int8 import StaticInt8, count_int8_convolutions
+from te_export.precision.static.activation_ranges import ActivationRanges, measure_ranges
+from te_export.precision.static.static_int8 import StaticInt8, count_int8_convolutions
 from te_export.rewrite.stack_linears import stack_linears
 
 Arrays = dict[str, NDArray[np.float32]]

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from te_export.bundle.graph_file import WEIGHTS_NAME, linked_bytes
 from te_export.bundle.weights_file import plan_weights, weight_chunks
 from te_export.errors import OutputError, UsageError
-from te_export.precision.conv_layers import ConvLayer, plan_layers
-from te_export.precision.convolutions import Convolution, convolutions
 from te_export.precision.layers import weight_names
+from te_export.precision.static.conv_layers import ConvLayer, plan_layers
+from te_export.precision.static.convolutions import Convolution, convolutions
 from te_runtime.threads import default_threads
 
 if TYPE_CHECKING:
