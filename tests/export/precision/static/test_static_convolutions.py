@@ -21,12 +21,12 @@ from te_export.precision.static.static_int8 import StaticInt8
 from te_export.precision.units import layer_units
 
 NONE: frozenset[str] = frozenset()
-IMAGES = np.random.default_rng(1).standard_normal((40, 8, 12, 12)).astype(np.float32)
+IMAGES = np.random.default_rng(1).standard_normal((24, 16, 24, 24)).astype(np.float32)
 
 
 def net(body: str, **sizes: Any) -> ir.Model:
-    """x (batch, 8, 12, 12) → y. A size is the shape of a seeded weight."""
-    header = '<ir_version: 10, opset_import: ["": 21]> net (float[batch, 8, 12, 12] x) => (float[batch, n, h, w] y)'
+    """x (batch, 16, 24, 24) → y. A size is the shape of a seeded weight."""
+    header = '<ir_version: 10, opset_import: ["": 21]> net (float[batch, 16, 24, 24] x) => (float[batch, n, h, w] y)'
     proto = onnx.parser.parse_model(f"{header} {{ {body} }}")
     rng = np.random.default_rng(0)
     for name, size in sizes.items():
@@ -67,7 +67,7 @@ CHAIN = (
     "a = Conv<pads=[1,1,1,1]>(x, w1, b1) r = Relu(a) p = MaxPool<kernel_shape=[2,2], strides=[2,2]>(r) "
     "y = Conv(p, w2, b2)"
 )
-CHAIN_SIZES = {"w1": (16, 8, 3, 3), "b1": (16,), "w2": (24, 16, 3, 3), "b2": (24,)}
+CHAIN_SIZES = {"w1": (16, 16, 3, 3), "b1": (16,), "w2": (24, 16, 3, 3), "b2": (24,)}
 
 
 def test_onnxruntime_runs_them_in_integers(tmp_path: Path) -> None:
@@ -93,11 +93,12 @@ def test_onnxruntime_runs_them_in_integers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("attributes", "shape"),
     [
-        ("<strides=[2,2], pads=[1,0,1,0]>", (16, 8, 3, 3)),
-        ("<dilations=[2,2]>", (16, 8, 3, 3)),
-        ("<group=4>", (16, 2, 5, 5)),
-        ('<auto_pad="SAME_UPPER">', (16, 8, 4, 4)),
-        ("", (32, 8, 1, 1)),
+        ("<strides=[2,2], pads=[1,0,1,0]>", (16, 16, 3, 3)),
+        ("<dilations=[2,2]>", (16, 16, 3, 3)),
+        ("<group=4>", (16, 4, 5, 5)),
+        ('<auto_pad="SAME_UPPER">', (16, 16, 4, 4)),
+        ("<group=16>", (64, 1, 3, 3)),
+        ("", (32, 16, 1, 1)),
     ],
 )
 @pytest.mark.parametrize("bias", [True, False])
@@ -126,7 +127,7 @@ def test_what_several_nodes_read_is_rounded_for_each_alike(tmp_path: Path) -> No
         "n = Neg(r) t = Slice(n, from, to, axes) y = Add(s, t)",
         **CHAIN_SIZES | {"w2": (16, 16, 3, 3), "b2": (16,), "w3": (16, 16, 3, 3)},
     )
-    for name, values in (("from", [0, 0]), ("to", [10, 10]), ("axes", [2, 3])):
+    for name, values in (("from", [0, 0]), ("to", [22, 22]), ("axes", [2, 3])):
         tensor = ir.tensor(np.asarray(values, np.int64), name=name)
         value = next(v for node in model.graph for v in node.inputs if v is not None and v.name == name)
         value.const_value, value.shape, value.type = tensor, ir.Shape([2]), ir.TensorType(ir.DataType.INT64)
@@ -146,15 +147,15 @@ def test_kept_small_and_fed_convolutions_stay(tmp_path: Path) -> None:
     assert names == ("w2",)
     assert "w1" in found.graph.initializers
 
-    small = net("y = Conv<strides=[6,6]>(x, w)", w=(8, 8, 3, 3))  # 8 · 8 · 9 weights at 4 places: 2,304
-    assert list(convolutions(small.graph)) == []
-    fed = net("y = Conv(x, w)", w=(16, 8, 3, 3))
+    few_places = net("y = Conv<strides=[12,12]>(x, w)", w=(16, 16, 3, 3))  # 2,304 weights at 4 places: 9,216
+    assert list(convolutions(few_places.graph)) == []
+    fed = net("y = Conv(x, w)", w=(16, 16, 3, 3))
     fed.graph.inputs.append(fed.graph.initializers["w"])
     assert list(convolutions(fed.graph)) == []
 
 
 def test_one_weight_at_two_places_has_one_scale_and_is_a_unit(tmp_path: Path) -> None:
-    model = net("a = Conv<pads=[1,1,1,1]>(x, w) r = Relu(a) y = Conv<pads=[1,1,1,1]>(r, w)", w=(8, 8, 3, 3))
+    model = net("a = Conv<pads=[1,1,1,1]>(x, w) r = Relu(a) y = Conv<pads=[1,1,1,1]>(r, w)", w=(16, 16, 3, 3))
 
     ranges = measure_ranges(model, {"x": IMAGES}, tmp_path).layers
     found, names = converted(model, tmp_path)
