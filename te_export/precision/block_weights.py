@@ -78,7 +78,8 @@ class BlockWeights:
             if name not in there:
                 there[name] = edit.initializer(tensor, name=name)
         values, scales = (there[str(tensor.name)] for tensor in (weight.values, weight.scales))
-        inputs = [linear.x, values, scales, None, None, linear.bias]
+        x = linear.node.inputs[0]  # what it reads now: a layer before it may have been converted
+        inputs = [x, values, scales, None, None, linear.bias]
         return edit.add(
             "MatMulNBits",
             inputs,

@@ -34,6 +34,8 @@ _BLOCK = 32
 _LARGEST = 127
 _SMALLEST_TABLE = 65_536
 """Numbers. A lookup in integers takes 1 us longer for one row, 2.5 us for 64: too much for what a smaller table saves."""
+_NARROWEST = 4
+"""Numbers in a row: a scale for each takes as much as four integers."""
 
 Bits = Literal[8, 4]
 
@@ -76,8 +78,9 @@ def embedding_tables(graph: ir.Graph) -> Iterator[EmbeddingTable]:
             continue
         if not is_float_constant(weight, rank=2) or stack_of(weight.const_value) is not None:
             continue
-        if tensor_of(weight).size >= _SMALLEST_TABLE:
-            yield EmbeddingTable(node, weight, indices, axes)
+        table = EmbeddingTable(node, weight, indices, axes)
+        if table.width >= _NARROWEST and tensor_of(weight).size >= _SMALLEST_TABLE:
+            yield table
 
 
 class TableWeights:

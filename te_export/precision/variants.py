@@ -108,7 +108,11 @@ def build_variant_graphs(
         layers=_layers(best, fp32, evaluation, scratch, precision),
         latencies=latencies,
         notes=(
-            *(f"{precision}: {_why_not(found, evaluation)}" for found in repaired if found not in fitting),
+            *(
+                f"{precision}: {_why_not(found, evaluation)}"
+                for found in repaired
+                if found not in fitting and _layer_count(found)
+            ),
             *_notes(precision, best, evaluation, kept_bytes=_kept_bytes(best, fp32.joint)),
         ),
         timing_notes=tuple(_timing_notes(precision, latencies[best.form.name], unrepaired)),
@@ -232,7 +236,12 @@ def _why_none(precision: Precision, repaired: Sequence[Repaired], evaluation: Ev
 
 def _why_not(found: Repaired, evaluation: Evaluation) -> str:
     if not found.before or not _layer_count(found):
-        return f"{found.form.name}: no layer or table is large enough to convert, so nothing would be gained"
+        if found.form.name == "static":
+            return "static: no layer, convolution or table is large enough to convert, so nothing would be gained"
+        return (
+            f"{found.form.name}: no linear layer or table is large enough to convert, so nothing would be gained; "
+            "convolutions are converted by static int8 alone, which needs --calibration-data"
+        )
     lost = ", ".join(
         f"{task} loses {evaluation.loss_points(found.before[task]):.2f} points"
         for task in evaluation.misses(found.before)[:_SHOWN]

@@ -419,7 +419,7 @@ def test_a_variant_that_cannot_be_built_is_left_out_and_told_of(
     assert told["published"] is True
     assert [failed["precision"] for failed in told["failed_variants"]] == ["int8", "int4"]
     for failed in told["failed_variants"]:
-        assert "no layer or table is large enough to convert" in failed["reason"]
+        assert "no linear layer or table is large enough to convert" in failed["reason"]
         assert f"error: {failed['reason']}" in done.err
     assert [variant.precision for variant in open_bundle(target).manifest.variants] == ["fp32"]
     assert {path.name for path in target.iterdir()} == {
@@ -428,11 +428,15 @@ def test_a_variant_that_cannot_be_built_is_left_out_and_told_of(
     for name in ("report.md", "report.html"):
         report = (target / name).read_text()
         assert (
-            report.count("dynamic: no layer or table is large enough to convert, so nothing would be gained")
+            report.count(
+                "dynamic: no linear layer or table is large enough to convert, so nothing would be gained"
+            )
             == 1
         )
         assert (
-            report.count("block4: no layer or table is large enough to convert, so nothing would be gained")
+            report.count(
+                "block4: no linear layer or table is large enough to convert, so nothing would be gained"
+            )
             == 1
         )
     with te_runtime.load(target) as model:

@@ -88,6 +88,20 @@ class BothWays(nn.Module):
         return {"a": self.a(h.mean(1)), "b": self.b(h[:, 0])}
 
 
+class LowRank(nn.Module):
+    """Linear layers right after one another, which fold only where that multiplies less."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(512, 64), nn.Linear(64, 512)
+        self.a, self.b = nn.Linear(512, 64), nn.Linear(512, 64)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(B, 512) → (B, 64) for each task."""
+        h = torch.relu(self.up(self.down(x)))
+        return {"a": self.a(h), "b": self.b(h)}
+
+
 class UsedThrice(nn.Module):
     """One layer at two depths, over places and over rows, for one task and for both."""
 
@@ -257,3 +271,17 @@ def test_static_int8_converts_convolutions(tmp_path: Path) -> None:
         together, alone = model.predict(x.numpy()), model.predict(x[5:6].numpy())
     for task, answer in together.items():
         np.testing.assert_allclose(alone[task].output[0], answer.output[5], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("precision", "most", "error"), [("int8", 0.35, 0.05), ("int4", 0.2, 0.4)])
+def test_layers_right_after_one_another_are_both_converted(
+    precision: Precision, most: float, error: float, tmp_path: Path
+) -> None:
+    torch.manual_seed(8)
+    module, x = LowRank().eval(), torch.randn(64, 512)
+
+    result = exported(module, x, precision, tmp_path)
+
+    sizes = {name: (result.bundle / name / "weights.bin").stat().st_size for name in ("fp32", precision)}
+    assert sizes[precision] <= most * sizes["fp32"]
+    check_answers(result.bundle, precision, module, x, error=error, modes=MODES)

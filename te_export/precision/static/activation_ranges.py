@@ -8,6 +8,7 @@ quantized once, and a layer has the scales of its stack in every graph, whether 
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from te_export.errors import OutputError, UsageError
 from te_export.precision.layers import weight_names
 from te_export.precision.static.conv_layers import ConvLayer, plan_layers
 from te_export.precision.static.convolutions import Convolution, convolutions
+from te_export.rewrite.edit import axes_of
+from te_export.rewrite.row_axis import elements_per_row
 from te_runtime.threads import default_threads
 
 if TYPE_CHECKING:
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["ActivationRanges", "LayerRange", "Range", "measure_ranges"]
 
 _BATCH_ROWS = 64
+_BATCH_NUMBERS = 2**26
+"""Of all values that are looked at together: 256 MiB of float32."""
 _GRAPH_NAME = "ranges.onnx"
 _LAID_OUT_ANEW = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Split"})
 
@@ -171,7 +176,7 @@ def _observe(
     session = _session(
         joint, [name for name, value in by_name.items() if not value.is_graph_input()], scratch
     )
-    for start, feed in _batches(rows):
+    for start, feed in _batches(rows, _rows_at_once(watched)):
         names = [output.name for output in session.get_outputs() if output.name in by_name]
         found = dict(zip(names, session.run(names, feed), strict=True)) if names else {}
         for name, values in (feed | found).items():
@@ -184,8 +189,15 @@ def _observe(
     return ranges
 
 
+def _rows_at_once(watched: Iterable[ir.Value]) -> int:
+    """How many rows are run together: fewer where a row has large images."""
+    shapes = [axes_of(value) or () for value in watched]
+    per_row = sum(math.prod(map(elements_per_row, axes)) for axes in shapes)
+    return max(1, min(_BATCH_ROWS, _BATCH_NUMBERS // max(1, per_row)))
+
+
 def _batches(
-    rows: Mapping[str, NDArray[np.generic]],
+    rows: Mapping[str, NDArray[np.generic]], count: int
 ) -> Iterator[tuple[int, dict[str, NDArray[np.generic]]]]:
     lengths = {len(values) for values in rows.values()}
     if len(lengths) != 1 or lengths == {0}:
@@ -193,8 +205,8 @@ def _batches(
         raise UsageError(
             f"the calibration data has {found or 'no'} rows, expected at least one, as many for each input"
         )
-    for start in range(0, lengths.pop(), _BATCH_ROWS):
-        yield start, {name: values[start : start + _BATCH_ROWS] for name, values in rows.items()}
+    for start in range(0, lengths.pop(), count):
+        yield start, {name: values[start : start + count] for name, values in rows.items()}
 
 
 def _span(name: str, values: NDArray[np.generic], start: int) -> Range:

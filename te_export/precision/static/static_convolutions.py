@@ -45,9 +45,12 @@ def convert_convolutions(
             nodes.dequantized(tensors.bias, tensors.bias_scales),
         ]
         y = edit.again(conv.node, inputs, name=f"{name}.int8")
-        if conv.relu is not None:
-            y = edit.like(conv.relu, y, name=f"{name}.relu")
+        end = conv.node.outputs[0]
+        if (
+            conv.relu is not None and span.output.low == 0
+        ):  # in the joint graph something may read what is before it
+            y, end = edit.like(conv.relu, y, name=f"{name}.relu"), conv.output
         out = nodes.rounded(y, span.output, name=f"{name}.output")
-        edit.replace(conv.output, out)
+        edit.replace(end, out)
         rounded[out, span.output] = out
     edit.done()

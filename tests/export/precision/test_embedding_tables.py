@@ -124,6 +124,7 @@ def test_kept_tables_stay_float32_or_take_8_bits() -> None:
 
 def test_small_tables_other_axes_and_changing_tables_are_no_tables() -> None:
     assert list(embedding_tables(tables(32, rows=2047).graph)) == []
+    assert list(embedding_tables(tables(3, rows=30_000).graph)) == []
     sideways = tables(32)
     next(iter(sideways.graph)).attributes["axis"] = ir.AttrInt64("axis", 1)
     assert list(embedding_tables(sideways.graph)) == []

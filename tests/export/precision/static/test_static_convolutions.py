@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from te_export.precision.block_weights import BlockWeights
+from te_export.precision.static import activation_ranges
 from te_export.precision.static.activation_ranges import Range, measure_ranges
 from te_export.precision.static.convolutions import convolutions
 from te_export.precision.static.static_int8 import StaticInt8
@@ -187,3 +188,35 @@ def test_forms_in_blocks_leave_them(bits: Any) -> None:
     model = net(CHAIN, **CHAIN_SIZES)
     assert BlockWeights(bits).convert(model, NONE) == ()
     assert Counter(node.op_type for node in model.graph)["Conv"] == 2
+
+
+def test_a_relu_beside_which_the_convolution_is_read_is_not_part_of_it(tmp_path: Path) -> None:
+    """The joint graph reads a convolution with and without its Relu; the graph of one task reads it after the Relu."""
+    body = "a = Conv(x, w, b) r = Relu(a)"
+    sizes = {"w": (16, 16, 3, 3), "b": (16,)}
+    joint = net(f"{body} y = Sum(a, r)", **sizes)
+    one = net("a = Conv(x, w, b) y = Relu(a)", **sizes)
+    form = StaticInt8(measure_ranges(joint, {"x": IMAGES}, tmp_path))
+
+    assert form.convert(joint, NONE) == form.convert(one, NONE) == ("w",)
+
+    raw = (run(joint) - run(one)).astype(np.float32)  # y = a + max(a, 0)
+    np.testing.assert_allclose(np.maximum(raw, 0), run(one), rtol=0, atol=1e-5)
+    optimized = tmp_path / "optimized.onnx"
+    run(one, optimized)
+    assert Counter(node.op_type for node in onnx.load(optimized).graph.node)["QLinearConv"] == 1
+
+
+def test_large_images_are_looked_at_a_few_rows_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = net(CHAIN, **CHAIN_SIZES)
+    whole = measure_ranges(model, {"x": IMAGES}, tmp_path)
+    monkeypatch.setattr(activation_ranges, "_BATCH_NUMBERS", 100_000)
+
+    found = measure_ranges(model, {"x": IMAGES}, tmp_path)
+
+    for name, span in whole.layers.items():
+        for one, other in ((span.input, found.layers[name].input), (span.output, found.layers[name].output)):
+            np.testing.assert_allclose((one.low, one.high), (other.low, other.high), rtol=1e-5)
+    assert activation_ranges._rows_at_once([model.graph.inputs[0]]) == 100_000 // (16 * 24 * 24)
