@@ -180,7 +180,8 @@ def _as_array(name: str, array: object) -> tuple[NDArray[np.generic], str]:
         return array, array.dtype.name
     if isinstance(array, bool | int | float | str | np.generic):
         raise UsageError(
-            f"example input {name!r}: got {array!r:.40}, expected an array with the batch axis first. {_ONE_VALUE}"
+            f"example input {name!r}: got the {type(array).__name__} {array!r:.40}, expected an array with the batch axis "
+            f"first. {_ONE_VALUE}"
         )
     if not isinstance(array, Tensor):
         raise UsageError(
