@@ -411,18 +411,18 @@ def test_another_process_in_another_folder_writes_the_same_bytes(
 # Many tasks
 
 
-def test_two_hundred_tasks_work(tmp_path: Path) -> None:
-    model = make_model(6, (2, 1) * 100, num_experts=2, input_dim=3, width=6)
+def test_a_hundred_tasks_work(tmp_path: Path) -> None:
+    model = make_model(6, (2, 1) * 50, num_experts=2, input_dim=3, width=6)
     torch.save(model.state_dict(), tmp_path / "model.pt")
 
     result = te_export.export(tmp_path / "model.pt")
 
-    assert len(list((result.bundle / "fp32").iterdir())) == 2 * 200 + 4
+    assert len(list((result.bundle / "fp32").iterdir())) == 2 * 100 + 4
     x = np.random.default_rng(1).standard_normal((3, 3)).astype(np.float32)
     with te_runtime.load(result.bundle, threads=1) as loaded, torch.no_grad():
         everything = loaded.predict(x)
         assert list(everything) == list(loaded.tasks)
-        for found in (loaded.predict(x, ["task_199", "task_0"]), everything):
-            for name, task in (("task_0", 0), ("task_199", 199)):
+        for found in (loaded.predict(x, ["task_99", "task_0"]), everything):
+            for name, task in (("task_0", 0), ("task_99", 99)):
                 expected = model(torch.from_numpy(x), task)[0].numpy()
                 np.testing.assert_allclose(found[name].output, expected, rtol=0, atol=1e-5)

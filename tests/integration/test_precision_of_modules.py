@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,108 +147,111 @@ LAYERS_OVER_PLACES = {
 
 
 def exported(
-    module: nn.Module, x: Tensor, precision: Precision, folder: Path, *, calibrate: bool = False
+    module: nn.Module, x: Tensor, folder: Path, *precisions: Precision, calibrate: bool = False
 ) -> ExportResult:
-    options = ExportOptions(precisions=("fp32", precision))
+    options = ExportOptions(precisions=("fp32", *precisions))
     if calibrate:
         np.savez(folder / "rows.npz", x=x.numpy())
         options = replace(options, calibration_data=folder / "rows.npz", max_accuracy_drop=5.0)
     return export(module, folder / "bundle", options, example_inputs=x[:4])
 
 
-def check_answers(
-    bundle: Path, precision: Precision, module: nn.Module, x: Tensor, *, error: float, modes: Sequence[Mode]
-) -> None:
-    """Every mode gives what the module gives, but for `error` of its spread."""
-    expected = module(x)
-    for mode in modes:
-        with te_runtime.load(bundle, precision=precision, threads=1, mode=mode) as model:
-            answers = model.predict(x.numpy())
-        for task, exact in expected.items():
-            difference = answers[task].output - exact.detach().numpy()
-            assert np.sqrt((difference**2).mean()) <= error * exact.std().item()
+def check_sizes(result: ExportResult, **most: float) -> None:
+    """Each variant takes so much of the fp32 variant's weights at most."""
+    sizes = {name: (result.bundle / name / "weights.bin").stat().st_size for name in ("fp32", *most)}
+    for precision, share in most.items():
+        assert sizes[precision] <= share * sizes["fp32"], precision
 
 
-@pytest.mark.parametrize(("precision", "most", "error"), [("int8", 0.35, 0.02), ("int4", 0.2, 0.2)])
-def test_experts_beside_gates_that_read_the_same_input_are_converted(
-    precision: Precision, most: float, error: float, tmp_path: Path
-) -> None:
+def check_answers(bundle: Path, module: nn.Module, *inputs: Tensor, **errors: float) -> None:
+    """In every mode each precision gives what the module gives, but for so much of its spread."""
+    expected = module(*inputs)
+    for precision, error in errors.items():
+        for mode in MODES:
+            with te_runtime.load(bundle, precision=precision, threads=1, mode=mode) as model:
+                feeds = {spec.name: x.numpy() for spec, x in zip(model.inputs, inputs, strict=True)}
+                answers = model.predict(feeds)
+            for task, exact in expected.items():
+                difference = answers[task].output - exact.detach().numpy()
+                assert np.sqrt((difference**2).mean()) <= error * exact.std().item(), (precision, mode, task)
+
+
+def test_experts_beside_gates_that_read_the_same_input_are_converted(tmp_path: Path) -> None:
     torch.manual_seed(3)
     module, x = InputGates().eval(), torch.randn(64, 128)
 
-    result = exported(module, x, precision, tmp_path)
+    result = exported(module, x, tmp_path, "int8", "int4")
 
-    (summary,) = result.variants
-    assert set(summary.converted) == LARGE
-    sizes = {name: (result.bundle / name / "weights.bin").stat().st_size for name in ("fp32", precision)}
-    assert sizes[precision] <= most * sizes["fp32"]
-    check_answers(result.bundle, precision, module, x, error=error, modes=MODES)
+    assert [set(summary.converted) for summary in result.variants] == [LARGE] * 2
+    check_sizes(result, int8=0.35, int4=0.2)
+    check_answers(result.bundle, module, x, int8=0.02, int4=0.2)
 
 
-@pytest.mark.parametrize(
-    ("precision", "calibrate", "most", "error"),
-    [("int8", False, 0.4, 0.05), ("int8", True, 0.4, 0.05), ("int4", False, 0.25, 0.3)],
-)
-def test_layers_over_sequences_are_converted(
-    precision: Precision, calibrate: bool, most: float, error: float, tmp_path: Path
-) -> None:
+def test_layers_over_sequences_are_converted(tmp_path: Path) -> None:
     torch.manual_seed(4)
     module, x = Attention().eval(), torch.randn(128, 6, 128)
 
-    result = exported(module, x, precision, tmp_path, calibrate=calibrate)
+    result = exported(module, x, tmp_path, "int8", "int4")
+
+    assert [set(summary.converted) for summary in result.variants] == [LAYERS_OVER_PLACES] * 2
+    assert (result.bundle / "fp32" / "trunk.onnx").is_file()  # it ends in places (B, 6, 128), not in rows
+    check_sizes(result, int8=0.4, int4=0.25)
+    check_answers(result.bundle, module, x, fp32=1e-5, int8=0.05, int4=0.3)
+
+
+def test_static_int8_converts_layers_over_sequences(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    module, x = Attention().eval(), torch.randn(128, 6, 128)
+
+    result = exported(module, x, tmp_path, "int8", calibrate=True)
 
     (summary,) = result.variants
     assert set(summary.converted) == LAYERS_OVER_PLACES
-    sizes = {name: (result.bundle / name / "weights.bin").stat().st_size for name in ("fp32", precision)}
-    assert sizes[precision] <= most * sizes["fp32"]
-    assert (result.bundle / "fp32" / "trunk.onnx").is_file()  # it ends in places (B, 6, 128), not in rows
-    check_answers(result.bundle, "fp32", module, x[:7], error=1e-5, modes=MODES)
-    check_answers(result.bundle, precision, module, x, error=error, modes=MODES)
+    check_sizes(result, int8=0.4)
+    check_answers(result.bundle, module, x, int8=0.05)
 
 
-@pytest.mark.parametrize(("precision", "most", "error"), [("int8", 0.36, 0.03), ("int4", 0.25, 0.3)])
-def test_embedding_tables_are_converted(
-    precision: Precision, most: float, error: float, tmp_path: Path
-) -> None:
+def test_embedding_tables_are_converted(tmp_path: Path) -> None:
     torch.manual_seed(5)
     module, ids, dense = Lookups().eval(), torch.randint(0, 5000, (64, 2)), torch.randn(64, 4)
-    options = ExportOptions(precisions=("fp32", precision))
+    options = ExportOptions(precisions=("fp32", "int8", "int4"))
 
     result = export(module, tmp_path / "bundle", options, example_inputs={"ids": ids, "dense": dense})
 
-    (summary,) = result.variants
-    assert set(summary.converted) == {"users.weight", "items.weight", "own.weight"}
-    sizes = {name: (result.bundle / name / "weights.bin").stat().st_size for name in ("fp32", precision)}
-    assert sizes[precision] <= most * sizes["fp32"]
-    expected = module(ids, dense)
-    for mode in MODES:
-        with te_runtime.load(result.bundle, precision=precision, threads=1, mode=mode) as model:
-            answers = model.predict({"ids": ids.numpy(), "dense": dense.numpy()})
-        for task, exact in expected.items():
-            difference = answers[task].output - exact.detach().numpy()
-            assert np.sqrt((difference**2).mean()) <= error * exact.std().item()
+    tables = {"users.weight", "items.weight", "own.weight"}
+    assert [set(summary.converted) for summary in result.variants] == [tables] * 2
+    check_sizes(result, int8=0.36, int4=0.25)
+    check_answers(result.bundle, module, ids, dense, int8=0.03, int4=0.3)
 
 
-@pytest.mark.parametrize(("precision", "error"), [("int8", 0.05), ("int4", 0.3)])
 @pytest.mark.parametrize(
     ("make", "weight", "copies"),
     [(BothWays, "w", 2), (UsedThrice, "layer.weight", 1)],
     ids=str,
 )
 def test_a_weight_of_several_layers_is_stored_once_each_way_round(
-    make: type[nn.Module], weight: str, copies: int, precision: Precision, error: float, tmp_path: Path
+    make: type[nn.Module], weight: str, copies: int, tmp_path: Path
 ) -> None:
     torch.manual_seed(6)
     module, x = make().eval(), torch.randn(64, 6, 128)
 
-    result = exported(module, x, precision, tmp_path)
+    result = exported(module, x, tmp_path, "int8", "int4")
 
-    (summary,) = result.variants
-    assert summary.converted == (weight,)
-    bits = {"int8": 8, "int4": 4}[precision]
-    stored = (result.bundle / precision / "weights.bin").stat().st_size
-    assert stored <= copies * 128 * 128 * bits // 8 * 1.25 + 8192
-    check_answers(result.bundle, precision, module, x, error=error, modes=MODES)
+    assert [summary.converted for summary in result.variants] == [(weight,)] * 2
+    for precision, size in (("int8", 128 * 128), ("int4", 128 * 128 // 2)):
+        stored = (result.bundle / precision / "weights.bin").stat().st_size
+        assert stored <= copies * size * 1.25 + 8192
+    check_answers(result.bundle, module, x, int8=0.05, int4=0.3)
+
+
+def test_layers_right_after_one_another_are_both_converted(tmp_path: Path) -> None:
+    torch.manual_seed(8)
+    module, x = LowRank().eval(), torch.randn(64, 512)
+
+    result = exported(module, x, tmp_path, "int8", "int4")
+
+    check_sizes(result, int8=0.35, int4=0.2)
+    check_answers(result.bundle, module, x, int8=0.05, int4=0.4)
 
 
 def test_static_int8_converts_convolutions(tmp_path: Path) -> None:
@@ -259,29 +261,15 @@ def test_static_int8_converts_convolutions(tmp_path: Path) -> None:
         module(x)  # batch statistics that are not 0 and 1
     module.eval()
 
-    result = exported(module, x, "int8", tmp_path, calibrate=True)
+    result = exported(module, x, tmp_path, "int8", calibrate=True)
 
     assert result.manifest.variants[1].form == "static"
     (summary,) = result.variants
     assert set(summary.converted) == {
         "stem.0.weight.folded", "block.0.weight", "block.2.weight", "own.weight",
     }  # fmt: skip
-    check_answers(result.bundle, "int8", module, x, error=0.05, modes=MODES)
+    check_answers(result.bundle, module, x, int8=0.05)
     with te_runtime.load(result.bundle, precision="int8", threads=1) as model:
         together, alone = model.predict(x.numpy()), model.predict(x[5:6].numpy())
     for task, answer in together.items():
         np.testing.assert_allclose(alone[task].output[0], answer.output[5], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(("precision", "most", "error"), [("int8", 0.35, 0.05), ("int4", 0.2, 0.4)])
-def test_layers_right_after_one_another_are_both_converted(
-    precision: Precision, most: float, error: float, tmp_path: Path
-) -> None:
-    torch.manual_seed(8)
-    module, x = LowRank().eval(), torch.randn(64, 512)
-
-    result = exported(module, x, precision, tmp_path)
-
-    sizes = {name: (result.bundle / name / "weights.bin").stat().st_size for name in ("fp32", precision)}
-    assert sizes[precision] <= most * sizes["fp32"]
-    check_answers(result.bundle, precision, module, x, error=error, modes=MODES)
