@@ -10,12 +10,11 @@ row a hundred times as large as the others cost the others 1.45 times their own 
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
 
 import onnx_ir as ir
 
 from te_export.precision.embedding_tables import TableWeights
-from te_export.precision.integer_weights import CONTRIB_DOMAIN, IntegerWeights, quantize_blocks
+from te_export.precision.integer_weights import CONTRIB_DOMAIN, Bits, IntegerWeights, quantize_blocks
 from te_export.precision.layers import linear_layers, weight_names
 from te_export.rewrite.edit import Edit
 from te_export.rewrite.linear import Linear
@@ -23,7 +22,6 @@ from te_runtime.manifest import FormName
 
 __all__ = ["BlockWeights"]
 
-Bits = Literal[8, 4]
 _BLOCK: dict[Bits, int] = {8: 128, 4: 32}
 _COMPUTE_IN_INT8 = 4
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from te_export.precision.integer_weights import (
     CONTRIB_DOMAIN,
+    Bits,
     QuantizedWeight,
     quantize_blocks,
     quantize_rows,
@@ -36,8 +36,6 @@ _SMALLEST_TABLE = 65_536
 """Numbers. A lookup in integers takes 1 us longer for one row, 2.5 us for 64: too much for what a smaller table saves."""
 _NARROWEST = 4
 """Numbers in a row: a scale for each takes as much as four integers."""
-
-Bits = Literal[8, 4]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +24,7 @@ from te_export.rewrite.stack import Part, stack_of, stack_tensors
 __all__ = [
     "CONTRIB_DOMAIN",
     "LARGEST_IN_ROWS",
+    "Bits",
     "IntegerWeights",
     "QuantizedWeight",
     "quantize_blocks",
@@ -37,6 +39,7 @@ LARGEST_IN_ROWS = 63
 """Not 127: on x86 CPUs without VNNI onnxruntime adds two products of a uint8 and an int8 in 16 bits, and
 2 · 255 · 127 saturates there without a word, where 2 · 255 · 63 fits. On R the eighth bit would take a fifth off
 the squared error."""
+Bits = Literal[8, 4]
 Arrays = tuple[NDArray[np.generic], NDArray[np.float32]]
 
 

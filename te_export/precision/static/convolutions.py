@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from te_export.rewrite.edit import axes_of
-from te_export.rewrite.linear import only_reader, tensor_of
+from te_export.rewrite.linear import is_float_constant, only_reader, tensor_of
 from te_export.rewrite.row_axis import elements_per_row
 
 __all__ = ["Convolution", "convolutions"]
@@ -63,12 +63,11 @@ def convolutions(graph: ir.Graph) -> Iterator[Convolution]:
     for node in graph:
         if node.op_type != "Conv" or node.domain not in ("", "ai.onnx"):
             continue
-        _, weight, bias = (*node.inputs, None)[:3]
-        if not _is_constant(weight) or not (bias is None or _is_constant(bias)):
-            continue
-        assert weight is not None  # it is a constant
+        x, weight, bias = (*node.inputs, None)[:3]
         axes = axes_of(node.outputs[0])
-        if axes is None or len(axes) > _MOST_AXES or node.inputs[0] is None:
+        if x is None or weight is None or axes is None or len(axes) > _MOST_AXES:
+            continue
+        if not is_float_constant(weight, rank=len(axes)) or (bias and not is_float_constant(bias, rank=1)):
             continue
         per_value = math.prod(int(axis) for axis in tensor_of(weight).shape.numpy()[1:])
         if math.prod(map(elements_per_row, axes)) * per_value < _FEWEST_MULTIPLY_ADDS:
@@ -76,14 +75,3 @@ def convolutions(graph: ir.Graph) -> Iterator[Convolution]:
         reader = only_reader(node.outputs[0])
         relu = reader if reader is not None and reader.op_type == "Relu" else None
         yield Convolution(node, weight, bias, relu)
-
-
-def _is_constant(value: ir.Value | None) -> bool:
-    """Whether it is a float32 initializer that no caller can replace."""
-    return (
-        value is not None
-        and value.is_initializer()
-        and not value.is_graph_input()
-        and value.const_value is not None
-        and value.const_value.dtype == ir.DataType.FLOAT
-    )
