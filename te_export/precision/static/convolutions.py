@@ -17,12 +17,21 @@ from te_export.rewrite.edit import axes_of
 from te_export.rewrite.linear import is_float_constant, only_reader, tensor_of
 from te_export.rewrite.row_axis import elements_per_row
 
-__all__ = ["Convolution", "convolutions"]
+__all__ = ["Convolution", "Limits", "convolutions"]
 
 _MOST_AXES = 4
 """In three dimensions onnxruntime takes 3.2 to 3.7 times as long in int8 as in float32."""
 _FEWEST_MULTIPLY_ADDS = 16_384
 """Of one row: as many as the smallest linear layer that is converted."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A Relu, or a Clip such as ReLU6: values below `low` become `low`, those above `high` become `high`."""
+
+    node: ir.Node
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -32,13 +41,14 @@ class Convolution:
     Attributes:
         weight: (channels out, channels in / groups, kernel …) float32.
         bias: (channels out,), or None.
-        relu: the node after it, where that is a Relu and reads it alone.
+        limits: what the node after it keeps its values within, where that node reads it alone; None where there is
+            no such node.
     """
 
     node: ir.Node
     weight: ir.Value
     bias: ir.Value | None
-    relu: ir.Node | None
+    limits: Limits | None
 
     @property
     def x(self) -> ir.Value:
@@ -49,8 +59,8 @@ class Convolution:
 
     @property
     def output(self) -> ir.Value:
-        """After the Relu."""
-        return (self.node if self.relu is None else self.relu).outputs[0]
+        """Within its limits."""
+        return (self.node if self.limits is None else self.limits.node).outputs[0]
 
     @property
     def name(self) -> str:
@@ -72,6 +82,20 @@ def convolutions(graph: ir.Graph) -> Iterator[Convolution]:
         per_value = math.prod(int(axis) for axis in tensor_of(weight).shape.numpy()[1:])
         if math.prod(map(elements_per_row, axes)) * per_value < _FEWEST_MULTIPLY_ADDS:
             continue
-        reader = only_reader(node.outputs[0])
-        relu = reader if reader is not None and reader.op_type == "Relu" else None
-        yield Convolution(node, weight, bias, relu)
+        yield Convolution(node, weight, bias, _limits(only_reader(node.outputs[0])))
+
+
+def _limits(node: ir.Node | None) -> Limits | None:
+    """What a node keeps values within; None if it does something else, or its limits are computed."""
+    if node is None or node.domain not in ("", "ai.onnx"):
+        return None
+    if node.op_type == "Relu":
+        return Limits(node, 0.0, math.inf)
+    if node.op_type != "Clip":
+        return None
+    ends = [
+        open_end if value is None else None if value.const_value is None else float(value.const_value.numpy())
+        for value, open_end in zip((*node.inputs[1:], None, None), (-math.inf, math.inf), strict=False)
+    ]
+    low, high = ends
+    return None if low is None or high is None else Limits(node, low, high)

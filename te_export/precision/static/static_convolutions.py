@@ -1,9 +1,9 @@
 """Convolutions in 8 bits, with scales measured beforehand, in standard operators.
 
-    y = Relu(Conv(x, W, b))  →  Q, DQ → Conv(DQ(W int8), DQ(b int32)) → Relu → Q, DQ
+    y = Relu(Conv(x, W, b))  →  Q, DQ → Conv(DQ(W int8), DQ(b int32)) → Q, DQ
 
-Q and DQ are QuantizeLinear and DequantizeLinear, and onnxruntime runs what stands between as one QLinearConv. Everything
-else, such as pooling and the sum of a residual block, stays float32: in 8 bits it was measured to be no faster.
+Q and DQ are QuantizeLinear and DequantizeLinear, and onnxruntime runs what stands between as one QLinearConv. A Relu or
+a Clip is left out: the range of Q keeps values within its limits. Everything else, such as pooling and the sum of a residual block, stays float32: in 8 bits it was measured to be no faster.
 """
 
 from __future__ import annotations
@@ -45,12 +45,16 @@ def convert_convolutions(
             nodes.dequantized(tensors.bias, tensors.bias_scales),
         ]
         y = edit.again(conv.node, inputs, name=f"{name}.int8")
-        end = conv.node.outputs[0]
-        if (
-            conv.relu is not None and span.output.low == 0
-        ):  # in the joint graph something may read what is before it
-            y, end = edit.like(conv.relu, y, name=f"{name}.relu"), conv.output
         out = nodes.rounded(y, span.output, name=f"{name}.output")
-        edit.replace(end, out)
+        edit.replace(conv.output if _within_limits(conv, span.output) else conv.node.outputs[0], out)
         rounded[out, span.output] = out
     edit.done()
+
+
+def _within_limits(conv: Convolution, span: Range) -> bool:
+    """Whether values cut off at the ends of a range are within the convolution's limits.
+
+    They are not where another graph reads what is before the limits, and the range is that of both.
+    """
+    limits = conv.limits
+    return limits is not None and limits.low <= span.low and span.high <= limits.high

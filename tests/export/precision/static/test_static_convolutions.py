@@ -26,12 +26,15 @@ IMAGES = np.random.default_rng(1).standard_normal((24, 16, 24, 24)).astype(np.fl
 
 
 def net(body: str, **sizes: Any) -> ir.Model:
-    """x (batch, 16, 24, 24) → y. A size is the shape of a seeded weight."""
+    """x (batch, 16, 24, 24) → y. A size is the shape of a seeded weight; a float is the value of a constant."""
     header = '<ir_version: 10, opset_import: ["": 21]> net (float[batch, 16, 24, 24] x) => (float[batch, n, h, w] y)'
     proto = onnx.parser.parse_model(f"{header} {{ {body} }}")
     rng = np.random.default_rng(0)
     for name, size in sizes.items():
-        values = (rng.standard_normal(size) / np.sqrt(np.prod(size[1:], dtype=int))).astype(np.float32)
+        if isinstance(size, float):
+            values = np.array(size, np.float32)
+        else:
+            values = (rng.standard_normal(size) / np.sqrt(np.prod(size[1:], dtype=int))).astype(np.float32)
         proto.graph.initializer.append(numpy_helper.from_array(values, name))
     for index, node in enumerate(proto.graph.node):
         node.name = f"{node.op_type}_{index}"
@@ -205,6 +208,39 @@ def test_a_relu_beside_which_the_convolution_is_read_is_not_part_of_it(tmp_path:
     optimized = tmp_path / "optimized.onnx"
     run(one, optimized)
     assert Counter(node.op_type for node in onnx.load(optimized).graph.node)["QLinearConv"] == 1
+
+
+@pytest.mark.parametrize(
+    ("node", "ends", "stays"),
+    [
+        ("Relu(a)", {}, False),
+        ("Clip(a, low, high)", {"low": 0.0, "high": 0.5}, False),
+        ("Clip(a, low, high)", {"low": -0.3, "high": 0.4}, False),
+        ("Clip(a, , high)", {"high": 0.5}, False),
+        ("Clip(a, low)", {"low": -0.3}, False),
+        ("Clip(a, low)", {"low": 0.3}, True),  # a range includes zero
+        ("Tanh(a)", {}, True),
+    ],
+)
+def test_what_keeps_values_within_limits_is_done_by_rounding_them(
+    node: str, ends: dict[str, float], stays: bool, tmp_path: Path
+) -> None:
+    model = net(f"a = Conv(x, w, b) y = {node}", w=(16, 16, 3, 3), b=(16,), **ends)
+
+    after, _ = converted(model, tmp_path)
+
+    assert (node.split("(")[0] in [step.op_type for step in after.graph]) == stays
+    found, exact = run(after), run(model)
+    assert error(found, exact) < 0.05
+    step = (exact.max() - exact.min()) / 255
+    assert exact.min() - step / 2 <= found.min() < found.max() <= exact.max() + step / 2
+
+
+def test_limits_that_are_computed_stay(tmp_path: Path) -> None:
+    model = net("a = Conv(x, w, b) high = ReduceMax<keepdims=0>(x) y = Clip(a, , high)", w=(16, 16, 3, 3), b=(16,))
+    found, _ = converted(model, tmp_path)
+    assert "Clip" in [node.op_type for node in found.graph]
+    assert error(run(found), run(model)) < 0.02
 
 
 def test_large_images_are_looked_at_a_few_rows_at_a_time(
