@@ -109,8 +109,8 @@ def _gate_notes(tasks: Sequence[TaskNodes]) -> list[str]:
         )
     if len(without) == len(tasks):
         notes.append(
-            "no gate was found: no task has a softmax over experts that feeds their weighted sum, so there are no "
-            "routing weights"
+            "no gate was found: no task has weights of experts (a softmax, a sigmoid, a choice of the largest) that feed "
+            "the experts' weighted sum, so there are no routing weights"
         )
     elif without:
         notes.append(f"no gate was found for {', '.join(without)}, and so no routing weights")

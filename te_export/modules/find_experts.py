@@ -1,4 +1,4 @@
-"""Whether what a softmax weighs are experts, and not the places of a sequence or the features of one layer.
+"""Whether what is weighed are experts, and not the places of a sequence or the features of one layer.
 
 stack(f_0(x), f_1(x), …)                    experts: each is made by layers of its own
 einsum("bd,kde->bke", x, w), x @ w          experts: a matrix for each of them in one tensor (K, D, E)
@@ -50,11 +50,14 @@ class ExpertSearch:
         count: K.
         values: of every node.
         parameters: the placeholders of weights.
+        in_wide_layers: whether the columns of one wide layer may be experts. Those that a product with gated features
+            sums are as often a layer whose weights another one makes.
     """
 
     count: int
     values: Mapping[Node, Any]
     parameters: frozenset[Node]
+    in_wide_layers: bool = True
 
     def is_of_experts(self, node: Node) -> bool:
         """Whether one axis of a value counts experts."""
@@ -74,7 +77,7 @@ class ExpertSearch:
             seen.add(current)
             if self._joins_experts(current) or self._has_weights_of_each(current):
                 return True
-            if self._is_as_wide(current, features):
+            if self.in_wide_layers and self._is_as_wide(current, features):
                 return True
             if current.target in JOINS | VIEWS | PIECES | _POINTWISE or is_getitem(current):
                 waiting += current.all_input_nodes

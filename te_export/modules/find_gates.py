@@ -1,6 +1,6 @@
-"""Gates found by what they compute, whatever they are called: a softmax over experts that feeds a weighted sum.
+"""Gates found by what they compute, whatever they are called: weights of experts that feed their weighted sum.
 
-    w = softmax(…)            one weight per row and expert, (B, K) but for axes of length 1
+    w                         one weight per row and expert, (B, K) but for axes of length 1 (gate_weights.py)
     f = Σ_k w_k · e_k         by multiply and sum, by matrix product, by einsum, or written out term by term
 
 That f is this sum is not read off the operators: it is computed from the values of w and e, on rows that the module
@@ -27,12 +27,12 @@ from te_export.modules.find_experts import (
     ExpertSearch,
     is_getitem,
 )
-from te_export.modules.trace import Traced, ancestors, batch_axis, has_batch_first
+from te_export.modules.gate_weights import GateWeights, find_weights
+from te_export.modules.trace import Traced, ancestors, batch_axis
 
 __all__ = ["Gate", "find_gates", "last_gate"]
 
 _aten = torch.ops.aten
-_SOFTMAXES = frozenset({_aten.softmax.int, _aten._softmax.default, _aten._safe_softmax.default})
 _SUMS = frozenset({_aten.sum.dim_IntList, _aten.sum.default})
 _ADDS = frozenset({_aten.add.Tensor, *_SUMS, *JOINS, *VIEWS})
 _TOLERANCE = 1e-9
@@ -43,12 +43,12 @@ class Gate:
     """A gate that one task's output depends on.
 
     Attributes:
-        softmax: its node, (B, K) but for axes of length 1.
+        weights: the node of its routing weights, (B, K) but for axes of length 1.
         fusion: the node whose value is the weighted sum.
         num_experts: K.
     """
 
-    softmax: Node
+    weights: Node
     fusion: Node
     num_experts: int
 
@@ -59,7 +59,8 @@ def find_gates(traced: Traced, values: Mapping[Node, Any]) -> dict[Node, tuple[G
     Args:
         values: of every node, on some rows that the module answers, in float64.
     """
-    gates = [gate for node in traced.graph.nodes for gate in _gates_of(node, traced, values)]
+    parameters = frozenset(traced.parameter_names())
+    gates = [gate for found in find_weights(traced, values) for gate in _gates_of(found, parameters, values)]
     order = {node: index for index, node in enumerate(traced.graph.nodes)}
     return {
         output: tuple(
@@ -76,38 +77,30 @@ def find_gates(traced: Traced, values: Mapping[Node, Any]) -> dict[Node, tuple[G
 def last_gate(gates: tuple[Gate, ...]) -> Gate | None:
     """The gate that no other on the way to the output follows; None where there are several, or none.
 
-    One softmax that weighs two sets of experts is one gate.
+    One set of weights for two sets of experts is one gate.
     """
     followed = {gate for gate in gates for other in gates if other is not gate and _reads(other, gate)}
     last = [gate for gate in gates if gate not in followed]
-    return last[0] if len({gate.softmax for gate in last}) == 1 else None
+    return last[0] if len({gate.weights for gate in last}) == 1 else None
 
 
 def _reads(later: Gate, earlier: Gate) -> bool:
     return earlier.fusion in ancestors(later.fusion)
 
 
-def _gates_of(node: Node, traced: Traced, values: Mapping[Node, Any]) -> list[Gate]:
-    """A gate for every weighted sum that a softmax feeds: tasks may share the weights, and have experts of their own."""
-    if node.op != "call_function" or node.target not in _SOFTMAXES or not has_batch_first(node):
-        return []
-    weights = values.get(node)
-    if not isinstance(weights, Tensor):
-        return []
-    count = weights[0].numel()
-    axis = node.args[1]
-    if count < 2 or not isinstance(axis, int) or weights.shape[axis] != count:
-        return []
-    flat = weights.reshape(len(weights), count)
-    experts = ExpertSearch(count, values, frozenset(traced.parameter_names()))
+def _gates_of(weights: GateWeights, parameters: frozenset[Node], values: Mapping[Node, Any]) -> list[Gate]:
+    """A gate for every weighted sum that the weights feed: tasks may share them, and have experts of their own."""
+    node, flat = weights.node, weights.values
+    count = flat.shape[1]
+    experts = ExpertSearch(count, values, parameters, in_wide_layers=weights.are_a_distribution)
     found = dict.fromkeys((*_whole_fusions(node, flat, experts), *_fusions_by_terms(node, flat, experts)))
     return [Gate(node, fusion, count) for fusion in found]
 
 
-def _whole_fusions(softmax: Node, weights: Tensor, experts: ExpertSearch) -> Iterator[Node]:
+def _whole_fusions(node: Node, weights: Tensor, experts: ExpertSearch) -> Iterator[Node]:
     """Sums of a product of all weights at once."""
     values = experts.values
-    for reader, operand in _through_views(softmax):
+    for reader, operand in _through_views(node):
         if reader.target in PRODUCTS:
             ends = [reader]
         elif reader.target is _aten.mul.Tensor:
@@ -159,15 +152,15 @@ def _close(found: Tensor, expected: Tensor) -> bool:
     return scale > 0 and float((found - expected).abs().max()) <= _TOLERANCE * scale
 
 
-def _fusions_by_terms(softmax: Node, weights: Tensor, experts: ExpertSearch) -> Iterator[Node]:
+def _fusions_by_terms(gate: Node, weights: Tensor, experts: ExpertSearch) -> Iterator[Node]:
     """w[:, 0]·e_0 + w[:, 1]·e_1 + … written out: the first sum that the terms of all weights have come to."""
     values, count = experts.values, experts.count
-    terms = _terms(softmax, weights, values)
+    terms = _terms(gate, weights, values)
     if len({index for index, _ in terms.values()}) != count:
         return
     sums: dict[Node, list[Node]] = {product: [product] for product in terms}
     found: set[frozenset[Node]] = set()
-    for node in softmax.graph.nodes:
+    for node in gate.graph.nodes:
         if node in sums or node.target not in _ADDS:
             continue
         leaves = [leaf for source in node.all_input_nodes for leaf in sums.get(source, [source])]
@@ -187,19 +180,22 @@ def _fusions_by_terms(softmax: Node, weights: Tensor, experts: ExpertSearch) -> 
             yield node
 
 
-def _terms(softmax: Node, weights: Tensor, values: Mapping[Node, Any]) -> dict[Node, tuple[int, Node]]:
+def _terms(gate: Node, weights: Tensor, values: Mapping[Node, Any]) -> dict[Node, tuple[int, Node]]:
     """By product of one weight and something else, the weight's index and that something."""
     rows, count = weights.shape
     terms: dict[Node, tuple[int, Node]] = {}
-    for piece in _pieces(softmax):
+    taken: set[int] = set()  # experts that no row chose have the same weights
+    for piece in _pieces(gate):
         value = values.get(piece)
         if not isinstance(value, Tensor) or value.numel() != rows:
             continue
-        index = next((k for k in range(count) if torch.equal(value.reshape(rows), weights[:, k])), None)
+        alike = [k for k in range(count) if torch.equal(value.reshape(rows), weights[:, k])]
+        index = next((k for k in alike if k not in taken), alike[0] if alike else None)
         for reader, operand in _through_views(piece):
             others = [other for other in reader.all_input_nodes if other is not operand]
             if index is not None and reader.target is _aten.mul.Tensor and len(others) == 1:
                 terms[reader] = index, others[0]
+                taken.add(index)
     return terms
 
 

@@ -35,8 +35,22 @@ class Narrowed:
 
 
 def narrow_columns(traced: Traced) -> Narrowed:
-    """Narrow every piece of columns whose task can do without the others, in place, and the program's state with it."""
+    """Narrow every piece of columns whose task can do without the others, in place, and the program's state with it.
+
+    What serves which task is known anew once pieces were narrowed: towers that one output held read less then.
+    """
     work = Narrowing(traced)
+    slices = 0
+    while done := _narrow_once(traced, work):
+        slices += done
+        traced.graph.eliminate_dead_code()
+    traced.graph.lint()
+    traced.program.graph_module.recompile()
+    return Narrowed(slices, work.sources)
+
+
+def _narrow_once(traced: Traced, work: Narrowing) -> int:
+    """How many pieces were narrowed, of those that can be with what each node serves now."""
     served, outputs = _served(traced), set(traced.outputs())
     done = 0
     for node in reversed(list(traced.graph.nodes)):
@@ -52,10 +66,7 @@ def narrow_columns(traced: Traced) -> Narrowed:
                     work.without_axis(narrowed, piece.axis) if piece.drops_axis else narrowed
                 )
                 done += 1
-    traced.graph.eliminate_dead_code()
-    traced.graph.lint()
-    traced.program.graph_module.recompile()
-    return Narrowed(done, work.sources)
+    return done
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,14 @@ slice(cat(y_0, y_1, …), t)                    y_t
 slice(f(y), t), f elementwise                 f(slice(y, t))
 slice(linear(x, W, b), t)                     linear(x, W[t], b[t])
 slice(einsum("bd,tde->bte", x, W), t)         einsum(x, W[t])
+slice(softmax(y, k), t)                       softmax(slice(y, t), k)
+slice(view(y, (B, T, K)), t)                  view(y[:, t·K:(t + 1)·K], (B, 1, K))
 slice(squeeze / unsqueeze / stack …, t)       the same of the slice
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -80,6 +83,10 @@ class Narrowing:
             _aten.bmm.default: self._bmm,
             _aten.permute.default: self._permute,
             _aten.transpose.int: self._transpose,
+            _aten.softmax.int: self._softmax,
+            _aten._softmax.default: self._softmax,
+            _aten.view.default: self._view,
+            _aten.reshape.default: self._view,
             _aten.sum.dim_IntList: self._sum,
             _aten.mean.dim: self._sum,
             **dict.fromkeys(_ELEMENTWISE, self._elementwise),
@@ -267,6 +274,33 @@ class Narrowing:
             return None
         inner = self.narrow(source, left[axis], start, end)
         return None if inner is None else self._call(node.target, (inner, *given[1:]), node)
+
+    def _softmax(self, node: Node, axis: int, start: int, end: int) -> Node | None:
+        given: list[Any] = [*node.args]
+        source, over = given[0], given[1] % len(shape_of(node))
+        if over == axis or node.kwargs:
+            return None
+        inner = self.narrow(source, axis, start, end)
+        return None if inner is None else self._call(node.target, (inner, *given[1:]), node)
+
+    def _view(self, node: Node, axis: int, start: int, end: int) -> Node | None:
+        """Of a view that takes the last axis apart, the first of its parts: what follows that axis stays together."""
+        given: list[Any] = [*node.args]
+        source, shape = given[0], shape_of(node)
+        before, inner_sizes = shape_of(source), shape[axis + 1 :]
+        sizes = [size for size in inner_sizes if isinstance(size, int)]
+        if (
+            len(sizes) < len(inner_sizes)
+            or axis != len(before) - 1
+            or list(map(str, before[:-1])) != list(map(str, shape[:axis]))
+        ):
+            return None
+        each = math.prod(sizes)
+        inner = self.narrow(source, axis, start * each, end * each)
+        if inner is None:
+            return None
+        wanted = [end - start if place == axis else size for place, size in enumerate(given[1])]
+        return self._call(node.target, (inner, wanted), node)
 
     def _rows_of(self, parameter: Node, start: int, end: int) -> Node:
         """Rows of a parameter, as a parameter of its own that shares its memory."""

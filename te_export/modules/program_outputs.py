@@ -60,10 +60,10 @@ def give_outputs(traced: Traced, tasks: Sequence[TaskNodes]) -> None:
 
 def _as_rows(graph: torch.fx.Graph, gate: Gate) -> Node:
     """The routing weights as (B, K)."""
-    value = gate.softmax.meta["val"]
+    value = gate.weights.meta["val"]
     if value.ndim == 2:
-        return gate.softmax
-    rows = graph.call_function(_aten.view.default, (gate.softmax, [-1, gate.num_experts]))
+        return gate.weights
+    rows = graph.call_function(_aten.view.default, (gate.weights, [-1, gate.num_experts]))
     rows.meta["val"] = value.reshape(-1, gate.num_experts)
     return rows
 

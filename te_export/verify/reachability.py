@@ -2,7 +2,8 @@
 
 Every parameter that torch's own program has an output depend on reaches it in the captured graph; and in every graph
 that is written, each output depends on exactly what it depended on when captured, and reads no input that it did not.
-Routing weights are a softmax in each of them, laid out as (batch, K).
+Routing weights that are a softmax when captured are one in each of them, laid out as (batch, K); others, such as those
+of the experts that a row chooses, are a value that the prediction is made with.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import onnx_ir as ir
 from te_export.capture.joint_graph import JointGraph
 from te_export.errors import StructureError
 from te_export.models.exportable import ExportableModel
-from te_export.partition import ROUTING_WEIGHTS, GraphSet
+from te_export.partition import PREDICTION, ROUTING_WEIGHTS, GraphSet
 from te_export.verify.dependencies import Dependencies, dependencies_of
 
 __all__ = ["check_reachability"]
@@ -35,8 +36,12 @@ def check_reachability(graphs: GraphSet, model: ExportableModel, captured: Joint
     """
     known = frozenset(model.parameter_sizes)
     expected: dict[str, frozenset[str]] = {}
+    softmaxes: set[str] = set()
+    whole = [model.graph for model in (graphs.joint, *graphs.tasks.values())]
     for value in captured.model.graph.outputs:
         name = str(value.name)
+        if _operator(_behind_layouts(value)) == "Softmax":
+            softmaxes.add(name)
         found = frozenset(dependencies_of(value).parameters(captured.sources))
         _compare("joint as captured", name, found=found & known, expected=_of(model, name), known=known)
         expected[name] = found & known
@@ -46,7 +51,7 @@ def check_reachability(graphs: GraphSet, model: ExportableModel, captured: Joint
         found = _reached(above, graphs) | _through_trunk(above, graphs)
         _compare(str(graph.name), name, found=found & known, expected=expected[name], known=known)
         if name.endswith(ROUTING_WEIGHTS):
-            _check_softmax(graph, value)
+            _check_weights(graph, value, is_softmax=name in softmaxes, is_whole=graph in whole)
 
 
 def _outputs(graphs: GraphSet) -> Iterator[tuple[ir.Graph, str, ir.Value]]:
@@ -99,11 +104,29 @@ def _compare(
             )
 
 
-def _check_softmax(graph: ir.Graph, value: ir.Value) -> None:
+def _check_weights(graph: ir.Graph, value: ir.Value, *, is_softmax: bool, is_whole: bool) -> None:
+    """Routing weights are what the prediction beside them was made with; of a tail perhaps in the trunk already."""
+    made = _behind_layouts(value)
+    if is_softmax and _operator(made) != "Softmax":
+        raise StructureError(f"{graph.name}: {value.name} is made by {_operator(made)}, expected a Softmax")
+    prediction = str(value.name).removesuffix(ROUTING_WEIGHTS) + PREDICTION
+    (answer,) = (output for output in graph.outputs if output.name == prediction)
+    if is_whole and made not in dependencies_of(answer).needed:
+        raise StructureError(
+            f"{graph.name}: {prediction} does not depend on {value.name}, which {_operator(made)} makes: they are not the "
+            "weights that it was made with"
+        )
+
+
+def _behind_layouts(value: ir.Value) -> ir.Value:
+    """What a value is, but for how it is laid out, or a piece of."""
     node = value.producer()
     while node is not None and node.op_type in _LAYOUTS and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
-    if node is None or node.op_type != "Softmax":
-        raise StructureError(
-            f"{graph.name}: {value.name} is made by {node.op_type if node is not None else 'an input'}, expected a Softmax"
-        )
+        value = node.inputs[0]
+        node = value.producer()
+    return value
+
+
+def _operator(value: ir.Value) -> str:
+    node = value.producer()
+    return "an input" if node is None else node.op_type

@@ -3,7 +3,8 @@
     y = Relu(Conv(x, W, b))  →  Q, DQ → Conv(DQ(W int8), DQ(b int32)) → Q, DQ
 
 Q and DQ are QuantizeLinear and DequantizeLinear, and onnxruntime runs what stands between as one QLinearConv. A Relu or
-a Clip is left out: the range of Q keeps values within its limits. Everything else, such as pooling and the sum of a residual block, stays float32: in 8 bits it was measured to be no faster.
+a Clip is left out: the range of Q keeps values within its limits. Everything else, such as pooling and the sum of a
+residual block, stays float32: in 8 bits it was measured to be no faster.
 """
 
 from __future__ import annotations

@@ -309,7 +309,7 @@ def test_a_gate_that_tasks_share_is_each_tasks_gate(form: str, own: bool, trace_
     gates = chosen_gates(trace_module, OneGate(FORMS[form], own=own))
 
     assert None not in gates
-    assert len({gate.softmax for gate in gates if gate}) == 1
+    assert len({gate.weights for gate in gates if gate}) == 1
 
 
 def test_one_softmax_over_two_sets_of_experts_is_one_gate(trace_module: TraceModule) -> None:
@@ -547,12 +547,6 @@ class WeighsCopies(Vectors):
     def forward(self, x: Tensor) -> Tensor:
         copies = self.wide(x).unsqueeze(1).expand(-1, EXPERTS, -1)
         return (self.weights(x).unsqueeze(-1) * copies).sum(1)
-
-
-class SigmoidGates(Vectors):
-    def forward(self, x: Tensor) -> Tensor:
-        experts = torch.stack([expert(x) for expert in self.experts], 1)
-        return (torch.sigmoid(self.gate(x)).unsqueeze(-1) * experts).sum(1)
 
 
 class OneExpertOfTwo(Vectors):

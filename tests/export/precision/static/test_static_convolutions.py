@@ -237,7 +237,9 @@ def test_what_keeps_values_within_limits_is_done_by_rounding_them(
 
 
 def test_limits_that_are_computed_stay(tmp_path: Path) -> None:
-    model = net("a = Conv(x, w, b) high = ReduceMax<keepdims=0>(x) y = Clip(a, , high)", w=(16, 16, 3, 3), b=(16,))
+    model = net(
+        "a = Conv(x, w, b) high = ReduceMax<keepdims=0>(x) y = Clip(a, , high)", w=(16, 16, 3, 3), b=(16,)
+    )
     found, _ = converted(model, tmp_path)
     assert "Clip" in [node.op_type for node in found.graph]
     assert error(run(found), run(model)) < 0.02

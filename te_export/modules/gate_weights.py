@@ -1,0 +1,113 @@
+"""Which values of a traced program may be the weights that a gate gives to experts.
+
+    softmax(s)                                           a distribution
+    scatter(0, top, softmax(s[top])), p[top] / Σ p[top]  the same of the experts that a row chose
+    sigmoid(s), s.softmax(…) where it is among the k largest, one_hot(argmax(s))    weights that need not sum to 1
+    relu(s) / Σ relu(s), exp(s) / Σ exp(s)               a distribution again
+
+One weight for each row and expert, none below 0, made of scores by pointwise arithmetic, sums and choices alone. Whether
+they are a gate's is then a question of what they feed (find_gates.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from te_export.modules.find_experts import PIECES, PRODUCTS, VIEWS, is_getitem
+from te_export.modules.trace import Traced, has_batch_first
+
+__all__ = ["GateWeights", "find_weights"]
+
+_aten = torch.ops.aten
+_SOFTMAXES = frozenset({_aten.softmax.int, _aten._softmax.default, _aten._safe_softmax.default})
+_CHOICES = frozenset(
+    {_aten.sigmoid.default, _aten.topk.default, _aten.argmax.default, _aten.max.dim, _aten.sort.default}
+)
+"""What is made of these may be weights that do not sum to 1."""
+_POSITIVE = frozenset({_aten.relu.default, _aten.exp.default, _aten.softplus.default, _aten.clamp.default,
+                       _aten.clamp_min.default, _aten.pow.Tensor_Scalar, _aten.abs.default})  # fmt: skip
+"""What is made of these is weights where it sums to 1: the layers of a network have activations too."""
+_LAYERS = PRODUCTS | {
+    _aten.linear.default, _aten.addmm.default, _aten.convolution.default, _aten.conv1d.default, _aten.conv2d.default,
+    _aten.conv3d.default, _aten.embedding.default, _aten.layer_norm.default, _aten.native_layer_norm.default,
+    _aten.batch_norm.default, _aten.group_norm.default, _aten.lstm.input, _aten.gru.input,
+    _aten.scaled_dot_product_attention.default,
+}  # fmt: skip
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class GateWeights:
+    """Values that may be the weights of experts.
+
+    Attributes:
+        node: (B, K) but for axes of length 1.
+        values: (B, K) on some rows.
+        are_a_distribution: whether those of each row sum to 1.
+    """
+
+    node: Node
+    values: Tensor
+    are_a_distribution: bool
+
+
+def find_weights(traced: Traced, values: Mapping[Node, Any]) -> Iterator[GateWeights]:
+    """In the order of the graph.
+
+    Args:
+        values: of every node, on some rows that the module answers, in float64.
+    """
+    chosen = _made_of(traced, _SOFTMAXES | _CHOICES)
+    made = chosen | _made_of(traced, _POSITIVE)
+    known: set[Node] = set()  # weights, their pieces, and what only lays them out otherwise
+    for node in traced.graph.nodes:
+        if node not in made:
+            continue
+        if _lays_out(node) and not known.isdisjoint(node.all_input_nodes):
+            known.add(node)
+            continue
+        weights = _weights(node, values.get(node))
+        if weights is not None and (weights.are_a_distribution or node in chosen):
+            known.add(node)
+            yield weights
+
+
+def _made_of(traced: Traced, sources: frozenset[Any]) -> set[Node]:
+    """Nodes that are made of what such operators give, with no layer between."""
+    made: set[Node] = set()
+    for node in traced.graph.nodes:
+        if node.op != "call_function" or node.target in _LAYERS:
+            continue
+        if node.target in sources or not made.isdisjoint(node.all_input_nodes):
+            made.add(node)
+    return made
+
+
+def _lays_out(node: Node) -> bool:
+    return node.target in VIEWS | PIECES or is_getitem(node)
+
+
+def _weights(node: Node, value: object) -> GateWeights | None:
+    if not isinstance(value, Tensor) or not value.is_floating_point() or not has_batch_first(node):
+        return None
+    rows = len(value)
+    count = value.numel() // max(1, rows)
+    if count < 2 or count not in value.shape[1:] or not bool((value >= 0).all()):
+        return None
+    if node.target in _SOFTMAXES and not _is_over(node, value, count):
+        return None
+    flat = value.reshape(rows, count)
+    is_distribution = bool(((flat.sum(1) - 1).abs() <= _TOLERANCE).all())
+    return GateWeights(node, flat, is_distribution)
+
+
+def _is_over(softmax: Node, value: Tensor, count: int) -> bool:
+    """Whether a softmax is over the axis of the experts."""
+    axis = softmax.args[1]
+    return isinstance(axis, int) and value.shape[axis] == count
