@@ -14,7 +14,9 @@ from te_export.capture.joint_graph import prediction_name, routing_weights_name
 from te_export.models.exportable import ExportableModel, ModelInput, TaskOutput
 from te_export.models.input_rows import InputRows
 from te_export.modules.all_tasks import PARAMETER_PREFIX, AllTasks, evaluating
+from te_export.modules.assemble_terms import assemble_terms
 from te_export.modules.check_behaviour import check_nothing_is_drawn, check_rows_apart, check_stays_as_it_is
+from te_export.modules.drop_zeros import drop_zeros
 from te_export.modules.example_inputs import Example, read_example_inputs
 from te_export.modules.find_gates import find_gates, last_gate
 from te_export.modules.forward_form import ForwardForm, find_forward_form, shown_form
@@ -62,6 +64,7 @@ def make_exportable(
         check_nothing_is_drawn(traced, inputs.rows)
         check_stays_as_it_is(every, inputs.rows)
     lower_embedding_bags(traced)
+    drop_zeros(traced)
     merge_same_nodes(traced.graph)
     narrowed = narrow_columns(traced)
     specs = module_inputs(inputs, traced)
@@ -96,6 +99,7 @@ def _with_gates(traced: Traced, form: ForwardForm, sample: InputRows) -> list[Ta
     for name, output in zip(form.tasks, traced.outputs(), strict=True):
         gate = last_gate(found[output])
         tasks.append(TaskNodes(name, output, gate, has_several=gate is None and bool(found[output])))
+    assemble_terms(traced, (gate for gates in found.values() for gate in gates))
     return tasks
 
 

@@ -11,7 +11,7 @@ they are a gate's is then a question of what they feed (find_gates.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.fx import Node
 from te_export.modules.find_experts import PIECES, PRODUCTS, VIEWS, is_getitem
 from te_export.modules.trace import Traced, has_batch_first
 
-__all__ = ["GateWeights", "find_weights"]
+__all__ = ["FoundWeights", "GateWeights", "find_weights"]
 
 _aten = torch.ops.aten
 _SOFTMAXES = frozenset({_aten.softmax.int, _aten._softmax.default, _aten._safe_softmax.default})
@@ -57,14 +57,29 @@ class GateWeights:
     are_a_distribution: bool
 
 
-def find_weights(traced: Traced, values: Mapping[Node, Any]) -> Iterator[GateWeights]:
-    """In the order of the graph.
+@dataclass(frozen=True)
+class FoundWeights:
+    """What may be weights, in the order of the graph.
+
+    Attributes:
+        whole: of all experts of a gate.
+        single: one number a row each, that are no columns of those.
+    """
+
+    whole: tuple[GateWeights, ...]
+    single: tuple[Node, ...]
+
+
+def find_weights(traced: Traced, values: Mapping[Node, Any]) -> FoundWeights:
+    """Everything that may be a gate's weights.
 
     Args:
         values: of every node, on some rows that the module answers, in float64.
     """
     chosen = _made_of(traced, _SOFTMAXES | _CHOICES)
     made = chosen | _made_of(traced, _POSITIVE)
+    whole: list[GateWeights] = []
+    single: list[Node] = []
     known: set[Node] = set()  # weights, their pieces, and what only lays them out otherwise
     for node in traced.graph.nodes:
         if node not in made:
@@ -73,9 +88,14 @@ def find_weights(traced: Traced, values: Mapping[Node, Any]) -> Iterator[GateWei
             known.add(node)
             continue
         weights = _weights(node, values.get(node))
-        if weights is not None and (weights.are_a_distribution or node in chosen):
-            known.add(node)
-            yield weights
+        if weights is None or not (weights.are_a_distribution or node in chosen):
+            continue
+        known.add(node)
+        if weights.values.shape[1] > 1:
+            whole.append(weights)
+        elif node in chosen:
+            single.append(node)
+    return FoundWeights(tuple(whole), tuple(single))
 
 
 def _made_of(traced: Traced, sources: frozenset[Any]) -> set[Node]:
@@ -98,7 +118,7 @@ def _weights(node: Node, value: object) -> GateWeights | None:
         return None
     rows = len(value)
     count = value.numel() // max(1, rows)
-    if count < 2 or count not in value.shape[1:] or not bool((value >= 0).all()):
+    if count < 1 or (count not in value.shape[1:] and count > 1) or not bool((value >= 0).all()):
         return None
     if node.target in _SOFTMAXES and not _is_over(node, value, count):
         return None

@@ -15,7 +15,7 @@ from torch.fx import Node
 from te_export.modules.narrowing import Narrowing, shape_of, slice_of
 from te_export.modules.trace import Traced, batch_axis
 
-__all__ = ["Narrowed", "narrow_columns"]
+__all__ = ["Narrowed", "Piece", "narrow_columns", "piece_of"]
 
 _aten = torch.ops.aten
 _SPLITS = frozenset({_aten.split.Tensor, _aten.split_with_sizes.default, _aten.chunk.default})
@@ -54,7 +54,7 @@ def _narrow_once(traced: Traced, work: Narrowing) -> int:
     served, outputs = _served(traced), set(traced.outputs())
     done = 0
     for node in reversed(list(traced.graph.nodes)):
-        piece = _piece_of(node) if served.get(node) else None
+        piece = piece_of(node) if served.get(node) else None
         if piece is None or batch_axis(piece.source) == piece.axis:
             continue
         if served[piece.source] == served[node] and len(piece.cut.users) > 1 and node not in outputs:
@@ -70,7 +70,7 @@ def _narrow_once(traced: Traced, work: Narrowing) -> int:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """Part of a value along an axis, which it keeps or, of length 1, drops.
 
     Attributes:
@@ -97,12 +97,12 @@ def _served(traced: Traced) -> dict[Node, int]:
     return served
 
 
-def _piece_of(node: Node) -> _Piece | None:
+def piece_of(node: Node) -> Piece | None:
     """What a node takes a piece of; None where it takes none, or not plainly."""
     given: list[Any] = [*node.args]
     if node.target is _aten.slice.Tensor:
         source, axis, start, end = slice_of(node)
-        return None if axis is None else _Piece(source, source, axis, start, end)
+        return None if axis is None else Piece(source, source, axis, start, end)
     if node.target is _aten.select.int:
         return _entry(given[0], given[0], given[1], given[2])
     if getattr(node.target, "__name__", "") != "getitem" or not isinstance(given[0], Node):
@@ -119,12 +119,12 @@ def _piece_of(node: Node) -> _Piece | None:
     if not all(isinstance(size, int) for size in sizes):
         return None
     start = sum(sizes[:index])
-    return _Piece(source, whole, axis, start, start + sizes[index])
+    return Piece(source, whole, axis, start, start + sizes[index])
 
 
-def _entry(source: Node, cut: Node, axis: int, index: int) -> _Piece | None:
+def _entry(source: Node, cut: Node, axis: int, index: int) -> Piece | None:
     axis %= len(shape_of(source))
     size = shape_of(source)[axis]
     if not isinstance(size, int):
         return None
-    return _Piece(source, cut, axis, index % size, index % size + 1, drops_axis=True)
+    return Piece(source, cut, axis, index % size, index % size + 1, drops_axis=True)

@@ -10,7 +10,9 @@ from torch.export.graph_signature import OutputKind, OutputSpec, TensorArgument
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from te_export.modules.chosen_experts import Chosen
 from te_export.modules.find_gates import Gate
+from te_export.modules.new_nodes import call, columns_side_by_side, laid_out
 from te_export.modules.trace import Traced
 
 __all__ = ["TaskNodes", "give_outputs"]
@@ -60,12 +62,24 @@ def give_outputs(traced: Traced, tasks: Sequence[TaskNodes]) -> None:
 
 def _as_rows(graph: torch.fx.Graph, gate: Gate) -> Node:
     """The routing weights as (B, K)."""
-    value = gate.weights.meta["val"]
-    if value.ndim == 2:
-        return gate.weights
-    rows = graph.call_function(_aten.view.default, (gate.weights, [-1, gate.num_experts]))
-    rows.meta["val"] = value.reshape(-1, gate.num_experts)
-    return rows
+    weights = gate.weights
+    if isinstance(weights, tuple):
+        return columns_side_by_side(graph, weights)
+    if isinstance(weights, Chosen):
+        return _spread(graph, weights)
+    return laid_out(graph, weights, gate.num_experts)
+
+
+def _spread(graph: torch.fx.Graph, chosen: Chosen) -> Node:
+    """The weights of chosen experts, each in its expert's column: (B, K)."""
+    index = chosen.index
+    while index.meta["val"].ndim > 2:
+        index = call(graph, _aten.select.int, index, index.meta["val"].ndim - 1, 0)
+    weights = laid_out(graph, chosen.weights, int(index.meta["val"].shape[1]))
+    columns = call(graph, _aten.one_hot.default, index, chosen.num_experts)
+    floats = call(graph, _aten.to.dtype, columns, weights.meta["val"].dtype)
+    terms = call(graph, _aten.mul.Tensor, call(graph, _aten.unsqueeze.default, weights, -1), floats)
+    return call(graph, _aten.sum.dim_IntList, terms, [1])
 
 
 def _own(graph: torch.fx.Graph, node: Node, given: Sequence[Node]) -> Node:

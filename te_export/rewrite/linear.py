@@ -38,12 +38,18 @@ class Linear:
     """
 
     node: ir.Node
-    x: ir.Value
     weight: ir.Value
     bias: ir.Value | None
     width_in: int
     width_out: int
     turned: bool
+
+    @property
+    def x(self) -> ir.Value:
+        """What it reads now: a change elsewhere may have put another value there."""
+        value = self.node.inputs[0]
+        assert value is not None  # the operator requires it
+        return value
 
     @property
     def y(self) -> ir.Value:
@@ -78,9 +84,8 @@ def read_linear(node: ir.Node) -> Linear | str:
         return "its alpha or beta is not 1"
     if _number(node, "transA", 0) != 0:
         return "its input is transposed"
-    x, weight, bias = (*node.inputs, None)[:3]
-    assert x is not None  # the operator requires both
-    assert weight is not None
+    weight, bias = (*node.inputs, None)[1:3]
+    assert weight is not None  # the operator requires it
     if not is_float_constant(weight, rank=2):
         return "its weight is not a float32 constant"
     turned = _number(node, "transB", 0) == 0
@@ -90,7 +95,7 @@ def read_linear(node: ir.Node) -> Linear | str:
         is_float_constant(bias, rank=1) and tuple(tensor_of(bias).shape.numpy()) == (width_out,)
     ):
         return "its bias is not a float32 constant of one value per output"
-    return Linear(node, x, weight, bias, width_in=width_in, width_out=width_out, turned=turned)
+    return Linear(node, weight, bias, width_in=width_in, width_out=width_out, turned=turned)
 
 
 def only_reader(value: ir.Value) -> ir.Node | None:

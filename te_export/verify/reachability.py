@@ -2,8 +2,8 @@
 
 Every parameter that torch's own program has an output depend on reaches it in the captured graph; and in every graph
 that is written, each output depends on exactly what it depended on when captured, and reads no input that it did not.
-Routing weights that are a softmax when captured are one in each of them, laid out as (batch, K); others, such as those
-of the experts that a row chooses, are a value that the prediction is made with.
+Routing weights that are a softmax when captured are one in each of them, laid out as (batch, K); and where the prediction
+was made with them when captured, it is in the joint graph and the task graphs.
 """
 
 from __future__ import annotations
@@ -37,11 +37,14 @@ def check_reachability(graphs: GraphSet, model: ExportableModel, captured: Joint
     known = frozenset(model.parameter_sizes)
     expected: dict[str, frozenset[str]] = {}
     softmaxes: set[str] = set()
+    used: set[str] = set()
     whole = [model.graph for model in (graphs.joint, *graphs.tasks.values())]
     for value in captured.model.graph.outputs:
         name = str(value.name)
         if _operator(_behind_layouts(value)) == "Softmax":
             softmaxes.add(name)
+        if name.endswith(ROUTING_WEIGHTS) and _is_used(captured.model.graph, value):
+            used.add(name)
         found = frozenset(dependencies_of(value).parameters(captured.sources))
         _compare("joint as captured", name, found=found & known, expected=_of(model, name), known=known)
         expected[name] = found & known
@@ -50,8 +53,13 @@ def check_reachability(graphs: GraphSet, model: ExportableModel, captured: Joint
         above = dependencies_of(value)
         found = _reached(above, graphs) | _through_trunk(above, graphs)
         _compare(str(graph.name), name, found=found & known, expected=expected[name], known=known)
-        if name.endswith(ROUTING_WEIGHTS):
-            _check_weights(graph, value, is_softmax=name in softmaxes, is_whole=graph in whole)
+        if name in softmaxes and _operator(_behind_layouts(value)) != "Softmax":
+            made = _operator(_behind_layouts(value))
+            raise StructureError(f"{graph.name}: {value.name} is made by {made}, expected a Softmax")
+        if name in used and graph in whole and not _is_used(graph, value):
+            raise StructureError(
+                f"{graph.name}: {value.name} are not the weights that the prediction was made with"
+            )
 
 
 def _outputs(graphs: GraphSet) -> Iterator[tuple[ir.Graph, str, ir.Value]]:
@@ -104,18 +112,11 @@ def _compare(
             )
 
 
-def _check_weights(graph: ir.Graph, value: ir.Value, *, is_softmax: bool, is_whole: bool) -> None:
-    """Routing weights are what the prediction beside them was made with; of a tail perhaps in the trunk already."""
-    made = _behind_layouts(value)
-    if is_softmax and _operator(made) != "Softmax":
-        raise StructureError(f"{graph.name}: {value.name} is made by {_operator(made)}, expected a Softmax")
-    prediction = str(value.name).removesuffix(ROUTING_WEIGHTS) + PREDICTION
+def _is_used(graph: ir.Graph, weights: ir.Value) -> bool:
+    """Whether routing weights are what the prediction beside them was made with."""
+    prediction = str(weights.name).removesuffix(ROUTING_WEIGHTS) + PREDICTION
     (answer,) = (output for output in graph.outputs if output.name == prediction)
-    if is_whole and made not in dependencies_of(answer).needed:
-        raise StructureError(
-            f"{graph.name}: {prediction} does not depend on {value.name}, which {_operator(made)} makes: they are not the "
-            "weights that it was made with"
-        )
+    return _behind_layouts(weights) in dependencies_of(answer).needed
 
 
 def _behind_layouts(value: ir.Value) -> ir.Value:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import onnx
 import onnx_ir as ir
 
+from te_export.partition import ROUTING_WEIGHTS
 from te_export.precision.float16.half_weights import is_beyond_float16, parts_of
 from te_export.rewrite.linear import ACTIVATIONS, only_reader
 
@@ -44,16 +45,23 @@ _CARRIERS = ACTIVATIONS | {
 }
 """Operators that move values or treat each by itself: they work in whatever type lies on both sides."""
 
-_MASKING = _CARRIERS | {"Add", "Sub", "Mul", "Where", "Max", "Min"}
+_MASKING = _CARRIERS | {"Add", "Sub", "Mul", "Where", "Max", "Min", "ScatterElements"}
 """Operators between a mask of huge or infinite values and the softmax that makes zeros of them."""
+
+
+_CHOICES = frozenset({"TopK", "ArgMax"})
+_SCORED = _CHOICES | {"Softmax", "Sigmoid"}
+"""Operators that the weights of a gate begin with."""
+
+_LAYERS = frozenset({"Gemm", "MatMul", "Conv", "LayerNormalization", "Einsum", "GRU", "LSTM", "RNN"})
 
 
 def float32_nodes(graph: ir.Graph, kept: frozenset[str]) -> frozenset[ir.Node]:
     """The nodes that stay as they are.
 
     They are those whose operator cannot take float16 or should not, those of kept layers, those that add a mask
-    beyond float16 to what a softmax reads, and carriers that lead from a float32 value to a place that needs one:
-    between Softmax and the routing weights output, the weights are reshaped and split in float32.
+    beyond float16 to what a softmax reads, those that choose experts, and carriers that lead from a float32 value to a
+    place that needs one: between Softmax and the routing weights output, the weights are reshaped and split in float32.
 
     Args:
         graph: float32 values, its nodes sorted.
@@ -61,7 +69,7 @@ def float32_nodes(graph: ir.Graph, kept: frozenset[str]) -> frozenset[ir.Node]:
     """
     fixed = {node for node in graph if node.op_type in _FLOAT32_OPERATORS or not _takes_float16(node, graph)}
     fixed |= set(_kept_layers(graph, kept))
-    fixed |= set(_masking_nodes(graph))
+    fixed |= set(_masking_nodes(graph)) | _choosing_nodes(graph)
     needed = _needed_values(graph, fixed)
     float32 = set(fixed)
     for node in graph:
@@ -120,6 +128,40 @@ def _masking_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
         if any(value in beyond or is_beyond_float16(value) for value in read):
             beyond |= {value for value in node.outputs if _is_float32(value)}
             yield node
+
+
+def _choosing_nodes(graph: ir.Graph) -> set[ir.Node]:
+    """Nodes between scores and routing weights, such as the largest two and their share of the sum: in float16 weights are
+    equal that are not, and which of them is chosen would be chance. A trunk may make them for tails that give them.
+    """
+    after: set[ir.Node] = set()
+    for node in graph:
+        makers = {value.producer() for value in node.inputs if value is not None}
+        if node.op_type in _SCORED or not (_is_layer(node) or after.isdisjoint(makers)):
+            after.add(node)
+    found: set[ir.Node] = set()
+    for output in graph.outputs:
+        above = {node for node in _above(output) if node in after}
+        if str(output.name).endswith(ROUTING_WEIGHTS) or any(node.op_type in _CHOICES for node in above):
+            found |= above
+    return found
+
+
+def _above(value: ir.Value) -> set[ir.Node]:
+    """The nodes that a value is made by, up to layers."""
+    above: set[ir.Node] = set()
+    waiting = [value]
+    while waiting:
+        maker = waiting.pop().producer()
+        if maker is not None and maker not in above and not _is_layer(maker):
+            above.add(maker)
+            waiting += [read for read in maker.inputs if read is not None]
+    return above
+
+
+def _is_layer(node: ir.Node) -> bool:
+    """Whether it multiplies by weights, and not two computed values with one another."""
+    return node.op_type in _LAYERS and any(is_weight(value) for value in node.inputs)
 
 
 def _takes_float16(node: ir.Node, graph: ir.Graph) -> bool:

@@ -1,0 +1,223 @@
+"""Weighted sums of experts, in every form that they are written in.
+
+(w[:, :, None] * e).sum(1)                  multiply and sum
+w[:, None] @ e, einsum("bk,bkd->bd", w, e)  one product
+w[:, 0] * e_0 + w[:, 1] * e_1 + …           term by term, of the columns of w
+v_0 * e_0 + v_1 * e_1 + …                   the same of weights that were each made apart, as (p * (top == k)).sum(1)
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from te_export.modules.find_experts import JOINS, PIECES, PRODUCTS, VIEWS, ExpertSearch, is_getitem
+from te_export.modules.gate_weights import GateWeights
+from te_export.modules.trace import batch_axis
+
+__all__ = [
+    "Term",
+    "fusions_by_columns",
+    "fusions_by_terms",
+    "is_weighted_sum",
+    "products_of",
+    "whole_fusions",
+]
+
+_aten = torch.ops.aten
+_SUMS = frozenset({_aten.sum.dim_IntList, _aten.sum.default})
+_ADDS = frozenset({_aten.add.Tensor, *_SUMS, *JOINS, *VIEWS})
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Term:
+    """One weight times one expert.
+
+    Attributes:
+        product: its node.
+        weight: the node of one number a row.
+        expert: the node of the expert.
+    """
+
+    product: Node
+    weight: Node
+    expert: Node
+
+
+def whole_fusions(weights: GateWeights, experts: ExpertSearch) -> Iterator[Node]:
+    """Sums of a product of all weights at once."""
+    values = experts.values
+    for end, other in products_of(weights.node):
+        is_sum = is_weighted_sum(values.get(end), weights.values, values.get(other), other)
+        if is_sum and experts.is_of_experts(other):
+            yield end
+
+
+def products_of(weights: Node) -> Iterator[tuple[Node, Node]]:
+    """What ends a product of all weights at once, or a sum of such a product; with what they are multiplied by."""
+    for reader, operand in _through_views(weights):
+        if reader.target in PRODUCTS:
+            ends = [reader]
+        elif reader.target is _aten.mul.Tensor:
+            ends = [user for user, _ in _through_views(reader) if user.target in _SUMS]
+        else:
+            continue
+        others = [other for other in reader.all_input_nodes if other is not operand]
+        yield from itertools.product(ends, others)
+
+
+def _through_views(node: Node) -> Iterator[tuple[Node, Node]]:
+    """Nodes that read the value, looking through those that only lay it out otherwise; with what they read."""
+    for user in node.users:
+        if user.target in VIEWS:
+            yield from _through_views(user)
+        else:
+            yield user, node
+
+
+def is_weighted_sum(found: object, weights: Tensor, experts: object, node: Node) -> bool:
+    """Whether `found` is Σ_k weights[b, k] · experts[b, k], for some axis k of the experts."""
+    if not isinstance(found, Tensor) or not isinstance(experts, Tensor) or not experts.is_floating_point():
+        return False
+    rows, count = weights.shape
+    batch = batch_axis(node)
+    if batch is None:
+        return False
+    for axis in range(experts.ndim):
+        if axis == batch or experts.shape[axis] != count or found.numel() * count != experts.numel():
+            continue
+        slots = experts.movedim((batch, axis), (0, 1)).reshape(rows, count, -1)
+        total = torch.einsum("bk,bkd->bd", weights, slots)
+        rows_first = [found] if found.shape[0] == rows else []
+        rows_first += [
+            found.movedim(place, 0) for place in range(1, found.ndim) if found.shape[place] == rows
+        ]
+        if any(_close(candidate.reshape(rows, -1), total) for candidate in rows_first):
+            return True
+    return False
+
+
+def fusions_by_terms(weights: GateWeights, experts: ExpertSearch) -> Iterator[tuple[Node, tuple[Term, ...]]]:
+    """w[:, 0]·e_0 + w[:, 1]·e_1 + … written out: the first sum that the terms of all weights have come to, with those terms
+    in the order of the experts."""
+    terms = _terms(weights, experts.values)
+    if len({index for index, _ in terms.values()}) != experts.count:
+        return
+    found: set[frozenset[Node]] = set()
+    for node, leaves in _sums(terms, weights.node.graph).items():
+        key = frozenset(leaves)
+        of_each = len(leaves) == experts.count == len({terms[leaf][0] for leaf in leaves})
+        if of_each and key not in found and _is_sum_of_experts(node, leaves, terms, experts):
+            found.add(key)
+            yield node, tuple(terms[leaf][1] for leaf in sorted(leaves, key=lambda leaf: terms[leaf][0]))
+
+
+def fusions_by_columns(
+    single: Iterable[Node], experts: ExpertSearch
+) -> Iterator[tuple[Node, tuple[Term, ...]]]:
+    """v_0·e_0 + v_1·e_1 + …: the last sum of such terms, of at least two, with the terms.
+
+    Args:
+        single: nodes of one weight a row.
+        experts: of any number.
+    """
+    values = experts.values
+    terms = {
+        term.product: (index, term)
+        for index, weight in enumerate(single)
+        for term in _weighted_by(weight, values)
+    }
+    if not terms:
+        return
+    graph = next(iter(terms)).graph
+    sums = {node: leaves for node, leaves in _sums(terms, graph).items() if len(leaves) > 1}
+    largest: dict[frozenset[Node], Node] = {}
+    for node, leaves in sums.items():
+        key = frozenset(leaves)
+        if len(key) == len(leaves) and not any(
+            key <= frozenset(other) for other in sums.values() if len(other) > len(leaves)
+        ):
+            largest.setdefault(key, node)
+    for node in largest.values():
+        leaves = sums[node]
+        of_all = replace(experts, count=len(leaves))
+        if values[leaves[0]].numel() > len(values[leaves[0]]) and _is_sum_of_experts(
+            node, leaves, terms, of_all
+        ):
+            yield node, tuple(terms[leaf][1] for leaf in leaves)
+
+
+def _sums(terms: Mapping[Node, Any], graph: torch.fx.Graph) -> dict[Node, list[Node]]:
+    """Nodes that add terms and nothing else, with the terms."""
+    sums: dict[Node, list[Node]] = {product: [product] for product in terms}
+    for node in graph.nodes:
+        if node in sums or node.target not in _ADDS:
+            continue
+        leaves = [leaf for source in node.all_input_nodes for leaf in sums.get(source, [source])]
+        if all(leaf in terms for leaf in leaves):
+            sums[node] = leaves
+    return sums
+
+
+def _is_sum_of_experts(
+    node: Node, leaves: Sequence[Node], terms: Mapping[Node, tuple[int, Term]], experts: ExpertSearch
+) -> bool:
+    values = experts.values
+    return (
+        len({tuple(values[leaf].shape) for leaf in leaves}) == 1
+        and _close(values[node], torch.stack([values[leaf] for leaf in leaves]).sum(0))
+        and experts.are_experts([terms[leaf][1].expert for leaf in leaves])
+    )
+
+
+def _terms(weights: GateWeights, values: Mapping[Node, Any]) -> dict[Node, tuple[int, Term]]:
+    """By product of one weight and something else, the weight's index and the term."""
+    rows, count = weights.values.shape
+    terms: dict[Node, tuple[int, Term]] = {}
+    taken: set[int] = set()  # experts that no row chose have the same weights
+    for piece in _pieces(weights.node):
+        value = values.get(piece)
+        if not isinstance(value, Tensor) or value.numel() != rows:
+            continue
+        alike = [k for k in range(count) if torch.equal(value.reshape(rows), weights.values[:, k])]
+        index = next((k for k in alike if k not in taken), alike[0] if alike else None)
+        if index is None:
+            continue
+        for term in _weighted_by(piece, values):
+            terms[term.product] = index, term
+            taken.add(index)
+    return terms
+
+
+def _weighted_by(weight: Node, values: Mapping[Node, Any]) -> Iterator[Term]:
+    """Products of one weight a row and something else."""
+    for reader, operand in _through_views(weight):
+        others = [other for other in reader.all_input_nodes if other is not operand]
+        if (
+            reader.target is _aten.mul.Tensor
+            and len(others) == 1
+            and isinstance(values.get(others[0]), Tensor)
+        ):
+            yield Term(reader, weight, others[0])
+
+
+def _pieces(node: Node) -> Iterator[Node]:
+    """Nodes that take some of the weights, and what is taken of those."""
+    for user in node.users:
+        if user.target in PIECES | VIEWS or is_getitem(user):
+            yield user
+            yield from _pieces(user)
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    if found.shape != expected.shape or not bool(torch.isfinite(expected).all()):
+        return False
+    scale = float(expected.abs().max())
+    return scale > 0 and float((found - expected).abs().max()) <= _TOLERANCE * scale
