@@ -2,6 +2,9 @@
 
 On a CPU onnxruntime runs most float16 operators in float32 and keeps it between them, so a value beyond 65504
 that is infinite on a GPU stays finite here. onnx's reference evaluator rounds every value to float16.
+
+A row that chooses other experts, because two scores are equal in float16 or nearly, says nothing of that: what such rows
+cost is judged with the accuracy of the variant. A few of them are left out here.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 
 from te_export.errors import AccuracyError
 from te_export.models.input_rows import InputRows
-from te_export.precision.accuracy import measure_accuracy
+from te_export.precision.accuracy import TaskOracle, measure_accuracy
 from te_export.precision.evaluation import Evaluation, first_rows, predictions_of
 from te_export.rewrite.graph_cost import measure_cost
 
@@ -24,6 +27,8 @@ _MOST_ROWS = 64
 _FEWEST_ROWS = 4
 _MULTIPLY_ADDS = 1e9
 _MOST_UNEXPLAINED_POINTS = 1.0
+_MOST_CHOOSING_OTHERWISE = 1 / 8
+"""Of the rows: where more choose otherwise, it is no accident of single rows."""
 
 
 def check_true_float16(joint: ir.Model, evaluation: Evaluation) -> None:
@@ -40,7 +45,8 @@ def check_true_float16(joint: ir.Model, evaluation: Evaluation) -> None:
     few = first_rows(evaluation, rows)
     outputs = _run(joint, few.x)
     for task, oracle in few.tasks.items():
-        figures = measure_accuracy(oracle, *predictions_of(task, outputs))
+        prediction, weights = predictions_of(task, outputs)
+        figures = measure_accuracy(*_choosing_alike(oracle, prediction, weights))
         points = 100.0 * figures.relative_error
         if not points <= _MOST_UNEXPLAINED_POINTS:
             raise AccuracyError(
@@ -48,6 +54,21 @@ def check_true_float16(joint: ir.Model, evaluation: Evaluation) -> None:
                 f"unexplained over {rows} rows of {evaluation.source}, allowed {_MOST_UNEXPLAINED_POINTS:g}. A "
                 "value is beyond float16's 65504, or too small for it; scale the model's inputs"
             )
+
+
+def _choosing_alike(
+    oracle: TaskOracle, prediction: NDArray[np.generic], weights: NDArray[np.generic] | None
+) -> tuple[TaskOracle, NDArray[np.generic], NDArray[np.generic] | None]:
+    """The rows that give weight to the same experts as the oracle's; all rows where few do, or there is no gate."""
+    exact = oracle.routing_weights
+    if exact is None or weights is None:
+        return oracle, prediction, weights
+    found = weights.astype(np.float64)
+    alike = ((found > 0) == (exact > 0)).all(axis=1) | ~np.isfinite(found).all(axis=1)
+    if np.mean(~alike) > _MOST_CHOOSING_OTHERWISE:
+        return oracle, prediction, weights
+    kept = TaskOracle(prediction=oracle.prediction[alike], routing_weights=exact[alike], labels=None)
+    return kept, prediction[alike], weights[alike]
 
 
 def _run(model: ir.Model, x: InputRows) -> dict[str, NDArray[np.generic]]:

@@ -549,6 +549,47 @@ class WeighsCopies(Vectors):
         return (self.weights(x).unsqueeze(-1) * copies).sum(1)
 
 
+class WeightsOfAnySign(Vectors):
+    """A layer's own numbers: some are below 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        experts = torch.stack([expert(x) for expert in self.experts], 1)
+        return (self.gate(x).unsqueeze(-1) * experts).sum(1)
+
+
+class ActivationsThatNeedNotSumToOne(Vectors):
+    """As a hidden layer times what others make: positive, and no share of anything."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        experts = torch.stack([expert(x) for expert in self.experts], 1)
+        return (torch.relu(self.gate(x)).unsqueeze(-1) * experts).sum(1)
+
+
+class LayerOfAHypernetwork(Vectors):
+    """One layer makes the weights of another, which reads gated features."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.bmm(torch.sigmoid(self.gate(x)).unsqueeze(1), self.wide(x).view(-1, EXPERTS, 2)).squeeze(
+            1
+        )
+
+
+class GatedUnits(Vectors):
+    def forward(self, x: Tensor) -> Tensor:
+        tower: Tensor = self.tower(
+            (torch.sigmoid(self.wide(x)) * self.wide(x)).repeat(1, 3)[:, : EXPERTS * WIDTH]
+        )
+        return tower
+
+
+class ScoresOfTwoOutputs(Vectors):
+    """Click times price and purchase times margin: sums of single numbers, not of features."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        click, buy = torch.sigmoid(self.gate(x)[:, :1]), torch.sigmoid(self.layer(x)[:, :1])
+        return click * self.layer(x)[:, 1:2] + buy * self.gate(x)[:, 1:2]
+
+
 class OneExpertOfTwo(Vectors):
     """Two of three weights are used: their sum is no weighted sum of all."""
 
@@ -563,10 +604,28 @@ def gates_of_others(trace_module: TraceModule) -> dict[str, tuple[Gate, ...]]:
 
 
 @pytest.mark.parametrize("name", [make.__name__ for make in Vectors.__subclasses__()])
-def test_other_uses_of_a_softmax_are_no_gates(
-    name: str, gates_of_others: dict[str, tuple[Gate, ...]]
-) -> None:
+def test_other_weighted_sums_are_no_gates(name: str, gates_of_others: dict[str, tuple[Gate, ...]]) -> None:
     assert gates_of_others[name] == ()
+
+
+def test_weights_that_are_all_zero_have_their_own_experts(trace_module: TraceModule) -> None:
+    """Two experts that no row chose have the same column: each term keeps its place all the same."""
+
+    class Skewed(Moe):
+        def forward(self, x: Tensor) -> Tensor:
+            weights = F.softmax(
+                self.gate(x).masked_fill(torch.tensor([True, False, True]), float("-inf")), -1
+            )
+            mixed: Tensor = self.tower(
+                chain([weights[:, k : k + 1] for k in range(3)], [e(x) for e in self.experts])
+            )
+            return mixed
+
+    (gate,) = chosen_gates(trace_module, Skewed(FORMS["einsum"]))
+
+    assert gate is not None
+    assert [next(iter(term.expert.args)) for term in gate.terms]
+    assert len({term.expert for term in gate.terms}) == 3
 
 
 def test_a_softmax_over_scores_of_all_tasks_at_once_is_no_gate(trace_module: TraceModule) -> None:

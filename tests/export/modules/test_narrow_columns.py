@@ -71,6 +71,14 @@ class Case:
 
 A, B, WIDE = ("a.weight", "a.bias"), ("b.weight", "b.bias"), ("wide.weight", "wide.bias")
 NARROWED = {
+    "softmax along another axis": Case(
+        lambda m, x: F.softmax(m.wide(x).view(-1, 3, 2), -1)[:, 1],
+        ("wide.weight rows 2 4", "wide.bias rows 2 4"),
+    ),
+    "softmax without a sign": Case(
+        lambda m, x: F.softmax(m.wide(x).reshape(x.shape[0], 2, 3), dim=2)[:, 1:],
+        ("wide.weight rows 3 6", "wide.bias rows 3 6"),
+    ),
     "cat": Case(lambda m, x: m.joined(x)[:, :2], A),
     "one column of a cat": Case(lambda m, x: m.joined(x)[:, 1:2], ("a.weight rows 1 2", "a.bias rows 1 2")),
     "columns of two parts": Case(
@@ -150,6 +158,10 @@ NARROWED = {
     ),
 }  # fmt: skip
 KEPT = {
+    "softmax along the axis": Case(lambda m, x: F.softmax(m.wide(x), 1)[:, :2], WIDE),
+    "softmax over the first part of a view": Case(lambda m, x: F.softmax(m.wide(x).view(-1, 3, 2), 1)[:, 1], WIDE),
+    "the last part of a view": Case(lambda m, x: m.wide(x).view(-1, 3, 2)[:, :, 1], WIDE),
+    "a view that joins": Case(lambda m, x: m.wide(x).view(-1, 3, 2).flatten(1)[:, 1:3], WIDE),
     "layer norm": Case(lambda m, x: m.norm(m.wide(x))[:, :1], (*WIDE, "norm.weight", "norm.bias")),
     "softmax over the columns": Case(lambda m, x: F.softmax(m.joined(x), 1)[:, :1], (*A, *B)),
     "cumulated": Case(lambda m, x: m.joined(x).cumsum(1)[:, :2], (*A, *B)),
@@ -317,6 +329,37 @@ def test_a_layer_whose_columns_every_task_needs_stays_whole(trace_module: TraceM
     traced = trace_module(WideExperts(), np.zeros((ROWS, FEATURES), np.float32))
 
     assert narrow_columns(traced).slices == 0
+
+
+class Towers(nn.Module):
+    """What a tower reads serves one task only once the output that joins them is pulled apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.bottom = nn.Linear(FEATURES, 4)
+        self.towers = nn.ModuleList(nn.Linear(2, 2) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = torch.relu(self.bottom(x)).view(-1, 2, 2)
+        return torch.cat([tower(parts[:, task]) for task, tower in enumerate(self.towers)], 1)
+
+
+def test_what_a_joined_output_hid_is_narrowed_after_it(trace_module: TraceModule) -> None:
+    x = np.random.default_rng(0).standard_normal((ROWS, FEATURES)).astype(np.float32)
+    traced = trace_module(Towers(), x)
+    rows = InputRows({"x": x})
+    before = [record_values(traced, rows)[node] for node in traced.outputs()]
+
+    narrow_columns(traced)
+
+    names, after = traced.parameter_names(), record_values(traced, rows)
+    for task, (node, expected) in enumerate(zip(traced.outputs(), before, strict=True)):
+        torch.testing.assert_close(after[node], expected, rtol=1e-12, atol=1e-15)
+        read = {names[above] for above in ancestors(node) if above in names}
+        first = 2 * (task // 2)
+        assert f"module.bottom.weight_rows_{first}_{first + 2}" in read
+        assert "module.bottom.weight" not in read
 
 
 class HiddenHead(nn.Module):

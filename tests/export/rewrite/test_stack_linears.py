@@ -190,3 +190,21 @@ def test_only_neighbours_of_what_is_laid_out_are_stacked(
     assert [name for name in found if "weight" in name] == stacks
     nets.assert_same(readers(nets.Net(), widths=(4,) * 5), graph)
     nets.assert_settled(rule, graph)
+
+
+def test_layers_that_read_what_a_stack_replaces_are_stacked_after_it(nets: ModuleType) -> None:
+    """Both groups are found in one round; the second reads the activation that the first takes away."""
+
+    def chain() -> ir.Graph:
+        net = nets.Net()
+        first, other = (net.relu(net.linear(net.x, 4, f"first.{index}")) for index in range(2))
+        second = [net.linear(first, 4, f"second.{index}") for index in range(2)]
+        return net.ends(y=net.add("Concat", [other, *second], ["batch", 12], "join", axis=1))
+
+    graph = chain()
+
+    found = before_cut(graph)
+
+    assert len(found.applied) == 2
+    assert nets.operators(graph)["Gemm"] == 2
+    nets.assert_same(chain(), graph)

@@ -206,6 +206,28 @@ def test_routing_weights_that_no_softmax_gives_are_refused(
         check_reachability(graphs, model, joint)
 
 
+@pytest.mark.parametrize("where", ["joint", "task-buy"])
+def test_routing_weights_that_the_prediction_was_not_made_with_are_refused(
+    where: str, graphs: GraphSet, model: ExportableModel, joint: JointGraph
+) -> None:
+    """The same layers read once more: nothing but the place of the weights tells it."""
+    graph = WHERE[where](graphs).graph
+    (weights,) = (
+        value for value in graph.outputs if str(value.name) in ("routing_weights", "buy.routing_weights")
+    )
+    softmax = weights.producer()
+    assert softmax is not None
+    again = ir.Node("", "Softmax", softmax.inputs, attributes=list(softmax.attributes.values()))
+    again.outputs[0].shape, again.outputs[0].dtype = weights.shape, weights.dtype
+    graph.append(again)
+    give(graph, "buy.routing_weights" if where == "joint" else "routing_weights", again.outputs[0])
+
+    with pytest.raises(
+        StructureError, match=rf"{where}: .*not the weights that the prediction was made with"
+    ):
+        check_reachability(graphs, model, joint)
+
+
 def test_a_parameter_lost_in_the_capture_is_refused(
     graphs: GraphSet, model: ExportableModel, joint: JointGraph
 ) -> None:

@@ -1,0 +1,223 @@
+"""Gates that are no plain softmax, one a task: the bundle gives the weights that the module mixes its experts with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import te_export
+import te_runtime
+from te_runtime.plan import Mode
+
+FEATURES, EXPERTS, WIDTH, BEST = 6, 5, 4, 2
+Scores = Tensor
+Weigh = Callable[[Scores], Tensor]
+Mix = Callable[[Scores, list[Tensor]], Tensor]
+
+
+def spread(index: Tensor, weights: Tensor) -> Tensor:
+    return weights.new_zeros(index.shape[0], EXPERTS).scatter(1, index, weights)
+
+
+def largest(scores: Scores) -> tuple[Tensor, Tensor]:
+    """Softmax of the best scores, and which they are."""
+    values, index = scores.topk(BEST, dim=-1)
+    return F.softmax(values, dim=-1), index
+
+
+def renormalized(scores: Scores) -> Tensor:
+    values, index = F.softmax(scores, -1).topk(BEST, dim=-1)
+    return spread(index, values / values.sum(-1, keepdim=True))
+
+
+def masked(scores: Scores) -> Tensor:
+    floor = scores.topk(BEST, dim=-1).values[:, -1:]
+    return F.softmax(scores.masked_fill(scores < floor, float("-inf")), -1)
+
+
+def switch(scores: Scores) -> Tensor:
+    weights = F.softmax(scores, -1)
+    best, index = weights.max(-1, keepdim=True)
+    return spread(index, best)
+
+
+def share_of_sigmoids(scores: Scores) -> Tensor:
+    shares = torch.sigmoid(scores)
+    return shares / shares.sum(-1, keepdim=True)
+
+
+def by_hand(scores: Scores) -> Tensor:
+    powers = torch.exp(scores - scores.amax(-1, keepdim=True))
+    return powers / powers.sum(-1, keepdim=True)
+
+
+WEIGHTS: dict[str, Weigh] = {
+    "scattered": lambda s: spread(*largest(s)[::-1]),
+    "renormalized": renormalized,
+    "masked": masked,
+    "switch": switch,
+    "sigmoids": torch.sigmoid,
+    "share_of_sigmoids": share_of_sigmoids,
+    "one_hot": lambda s: F.one_hot(s.argmax(-1), EXPERTS).float(),
+    "by_hand": by_hand,
+    "cut_off": lambda s: F.softmax(s, -1) * (F.softmax(s, -1) > 0.15),
+}
+
+
+def multiply_and_sum(weights: Tensor, experts: list[Tensor]) -> Tensor:
+    return (weights.unsqueeze(-1) * torch.stack(experts, 1)).sum(1)
+
+
+def gathered(scores: Scores, experts: list[Tensor]) -> Tensor:
+    weights, index = largest(scores)
+    chosen = torch.stack(experts, 1).gather(1, index.unsqueeze(-1).expand(-1, -1, WIDTH))
+    return (weights.unsqueeze(-1) * chosen).sum(1)
+
+
+def indexed(scores: Scores, experts: list[Tensor]) -> Tensor:
+    weights, index = largest(scores)
+    rows = torch.arange(scores.shape[0]).unsqueeze(1)
+    return torch.einsum("bj,bjd->bd", weights, torch.stack(experts, 1)[rows, index])
+
+
+def weight_by_weight(scores: Scores, experts: list[Tensor]) -> Tensor:
+    weights, index = largest(scores)
+    total = torch.zeros_like(experts[0])
+    for k, expert in enumerate(experts):
+        total = total + (weights * (index == k)).sum(-1, keepdim=True) * expert
+    return total
+
+
+def looped(scores: Scores, experts: list[Tensor]) -> Tensor:
+    weights = F.softmax(scores, -1)
+    total = scores.new_zeros(scores.shape[0], WIDTH)
+    for k, expert in enumerate(experts):
+        total += expert * weights[:, k : k + 1]
+    return total
+
+
+def looped_from_the_last(scores: Scores, experts: list[Tensor]) -> Tensor:
+    weights = renormalized(scores)
+    total = weights[:, -1, None] * experts[-1]
+    for k in reversed(range(EXPERTS - 1)):
+        total = total + weights[:, k, None] * experts[k]
+    return total
+
+
+MIXTURES: dict[str, tuple[Mix, Weigh]] = {
+    "gathered": (gathered, WEIGHTS["scattered"]),
+    "indexed": (indexed, WEIGHTS["scattered"]),
+    "weight_by_weight": (weight_by_weight, WEIGHTS["scattered"]),
+    "looped": (looped, lambda s: F.softmax(s, -1)),
+    "looped_from_the_last": (looped_from_the_last, renormalized),
+    **{
+        name: (lambda s, e, weigh=weigh: multiply_and_sum(weigh(s), e), weigh)
+        for name, weigh in WEIGHTS.items()
+    },
+}
+
+
+class EveryForm(nn.Module):
+    """A task for each form, with experts that all share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Linear(FEATURES, FEATURES)
+        self.experts = nn.ModuleList(nn.Linear(FEATURES, WIDTH) for _ in range(EXPERTS))
+        self.gates = nn.ModuleList(nn.Linear(FEATURES, EXPERTS) for _ in MIXTURES)
+        self.heads = nn.ModuleList(nn.Linear(WIDTH, 2) for _ in MIXTURES)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        h = torch.tanh(self.body(x))
+        experts = [expert(h) for expert in self.experts]
+        return {
+            name: head(mix(3 * gate(h), experts))
+            for gate, head, (name, (mix, _)) in zip(self.gates, self.heads, MIXTURES.items(), strict=True)
+        }
+
+    def weights(self, x: Tensor) -> dict[str, Tensor]:
+        h = torch.tanh(self.body(x))
+        return {
+            name: weigh(3 * gate(h))
+            for gate, (name, (_, weigh)) in zip(self.gates, MIXTURES.items(), strict=True)
+        }
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> te_export.ExportResult:
+    folder = tmp_path_factory.mktemp("forms") / "bundle"
+    options = te_export.ExportOptions(precisions=("fp32", "fp16"))
+    return te_export.export(EveryForm(), folder, options, example_inputs=torch.randn(8, FEATURES))
+
+
+@pytest.mark.parametrize("mode", ["joint", "split", "task"])
+def test_the_bundle_gives_what_the_module_mixes_with(mode: Mode, exported: te_export.ExportResult) -> None:
+    module = EveryForm().eval().double()
+    rows = np.random.default_rng(3).standard_normal((40, FEATURES)).astype(np.float32)
+    with torch.no_grad():
+        wanted = module(torch.from_numpy(rows).double())
+        weights = module.weights(torch.from_numpy(rows).double())
+
+    with te_runtime.load(exported.bundle, mode=mode, threads=1) as model:
+        answers = model.predict(rows)
+
+    for name in MIXTURES:
+        np.testing.assert_allclose(answers[name].output, wanted[name], rtol=0, atol=2e-6, err_msg=name)
+        found = answers[name].routing_weights
+        assert found is not None, name
+        np.testing.assert_allclose(found, weights[name], rtol=0, atol=2e-6, err_msg=name)
+
+
+def test_fp16_chooses_in_float32(exported: te_export.ExportResult) -> None:
+    assert exported.failed_variants == ()
+    rows = np.random.default_rng(4).standard_normal((200, FEATURES)).astype(np.float32)
+    with te_runtime.load(exported.bundle, precision="fp16", threads=1) as model:
+        answers = model.predict(rows)
+    for name in ("renormalized", "gathered", "indexed", "weight_by_weight"):
+        weights = answers[name].routing_weights
+        assert weights is not None
+        np.testing.assert_allclose(weights.sum(1), 1.0, rtol=0, atol=1e-6)
+        assert (np.count_nonzero(weights, axis=1) == BEST).all()
+
+
+def test_a_gate_keeps_its_kind_in_what_is_told(exported: te_export.ExportResult) -> None:
+    assert not any("no gate" in note for note in exported.notes)
+    parity = {entry.task: entry for entry in exported.manifest.variants[0].parity}
+    assert all(parity[name].routing_weights is not None for name in MIXTURES)
+
+
+def test_one_softmax_over_the_scores_of_all_tasks_is_pulled_apart(tmp_path: Path) -> None:
+    class Fused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.experts = nn.ModuleList(nn.Linear(FEATURES, WIDTH) for _ in range(EXPERTS))
+            self.gate = nn.Linear(FEATURES, 3 * EXPERTS)
+            self.heads = nn.ModuleList(nn.Linear(WIDTH, 2) for _ in range(3))
+
+        def weights(self, x: Tensor) -> Tensor:
+            return F.softmax(self.gate(x).view(-1, 3, EXPERTS), dim=-1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            mixed = torch.bmm(self.weights(x), torch.stack([expert(x) for expert in self.experts], 1))
+            return tuple(head(mixed[:, task]) for task, head in enumerate(self.heads))
+
+    module = Fused()
+    x = torch.randn(4, FEATURES)
+
+    result = te_export.export(module, tmp_path / "bundle", example_inputs=x)
+
+    with te_runtime.load(result.bundle, threads=1) as model, torch.no_grad():
+        for task, answer in enumerate(model.predict(x.numpy()).values()):
+            np.testing.assert_allclose(answer.output, module(x)[task], rtol=0, atol=1e-6)
+            np.testing.assert_allclose(answer.routing_weights, module.weights(x)[:, task], rtol=0, atol=1e-6)
+    graph = onnx.load(result.bundle / "fp32" / "task-task_0.onnx", load_external_data=False).graph
+    assert [EXPERTS, FEATURES] in [list(tensor.dims) for tensor in graph.initializer]  # its own scores alone
