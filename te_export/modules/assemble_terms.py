@@ -9,17 +9,14 @@ what the nodes are, not by the values that found the gate.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
-from te_export.modules.find_experts import VIEWS
 from te_export.modules.find_gates import Gate
-from te_export.modules.narrow_columns import piece_of
 from te_export.modules.new_nodes import call, columns_side_by_side
 from te_export.modules.trace import Traced
-from te_export.modules.weighted_sums import Term
+from te_export.modules.weighted_sums import Term, column_of
 
 __all__ = ["assemble_terms"]
 
@@ -82,24 +79,4 @@ def _are_columns(terms: Sequence[Term], weights: Node) -> bool:
     """Whether the weights of the terms are the columns of one value (B, K), in order."""
     if len(_shape(weights)) != 2 or _shape(weights)[1] != str(len(terms)):
         return False
-    return all(_column_of(term.weight, weights) == index for index, term in enumerate(terms))
-
-
-def _column_of(node: Node, weights: Node) -> int | None:
-    """Which column of `weights` a node is; None where that is not plain."""
-    while node.target in VIEWS:
-        node = node.all_input_nodes[0]
-    piece = piece_of(node)
-    if piece is None or piece.axis != 1 or piece.end != piece.start + 1:
-        return None
-    source = piece.source
-    if source.target is _aten.slice.Tensor and _is_whole_batch(source):
-        source = source.all_input_nodes[0]
-    return piece.start if source is weights else None
-
-
-def _is_whole_batch(node: Node) -> bool:
-    """x[:, …] takes all rows first."""
-    given: list[Any] = [*node.args]
-    source = node.all_input_nodes[0]
-    return len(given) > 1 and given[1] == 0 and _shape(node) == _shape(source)
+    return all(column_of(term.weight, weights) == index for index, term in enumerate(terms))

@@ -19,7 +19,7 @@ from te_export.modules.find_experts import VIEWS, ExpertSearch
 from te_export.modules.gate_weights import GateWeights
 from te_export.modules.weighted_sums import is_weighted_sum, products_of
 
-__all__ = ["Chosen", "fusions_of_chosen"]
+__all__ = ["Chosen", "behind_views", "fusions_of_chosen"]
 
 _aten = torch.ops.aten
 
@@ -43,7 +43,7 @@ def fusions_of_chosen(weights: GateWeights, experts: ExpertSearch) -> Iterator[t
     """Weighted sums of experts that an index takes out of all of them."""
     values = experts.values
     for end, other in products_of(weights.node):
-        found = _index_of(_behind_views(other))
+        found = _index_of(behind_views(other))
         if found is None:
             continue
         source, index = found
@@ -62,7 +62,8 @@ def fusions_of_chosen(weights: GateWeights, experts: ExpertSearch) -> Iterator[t
             yield end, Chosen(weights.node, index, whole.shape[1])
 
 
-def _behind_views(node: Node) -> Node:
+def behind_views(node: Node) -> Node:
+    """What a value is, but for how it is laid out or repeated."""
     while node.target in VIEWS:
         node = node.all_input_nodes[0]
     return node

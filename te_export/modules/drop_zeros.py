@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from te_export.modules.trace import Traced
 
-__all__ = ["drop_zeros"]
+__all__ = ["drop_zeros", "is_zero"]
 
 _aten = torch.ops.aten
 _ZEROS = frozenset({_aten.zeros.default, _aten.zeros_like.default, _aten.new_zeros.default})
@@ -22,16 +22,17 @@ def drop_zeros(traced: Traced) -> None:
         if node.target is not _aten.add.Tensor or node.kwargs:
             continue
         for zeros, other in (node.args, node.args[::-1]):
-            if isinstance(other, Node) and _is_zeros(zeros) and _form(other) == _form(node):
+            if isinstance(other, Node) and is_zero(zeros) and _form(other) == _form(node):
                 node.replace_all_uses_with(other)
                 break
     traced.graph.eliminate_dead_code()
     traced.program.graph_module.recompile()
 
 
-def _is_zeros(node: object) -> bool:
+def is_zero(node: object) -> bool:
+    """Whether an argument is the number 0, or is filled with it."""
     if not isinstance(node, Node):
-        return False
+        return node == 0
     place = _FULL.get(node.target)
     return node.target in _ZEROS or (place is not None and node.args[place] in (0, False))
 

@@ -16,6 +16,7 @@ from te_export.models.input_rows import InputRows
 from te_export.modules.all_tasks import PARAMETER_PREFIX, AllTasks, evaluating
 from te_export.modules.assemble_terms import assemble_terms
 from te_export.modules.check_behaviour import check_nothing_is_drawn, check_rows_apart, check_stays_as_it_is
+from te_export.modules.chosen_columns import join_chosen_columns
 from te_export.modules.drop_zeros import drop_zeros
 from te_export.modules.example_inputs import Example, read_example_inputs
 from te_export.modules.find_gates import find_gates, last_gate
@@ -66,6 +67,7 @@ def make_exportable(
     lower_embedding_bags(traced)
     drop_zeros(traced)
     merge_same_nodes(traced.graph)
+    join_chosen_columns(traced)
     narrowed = narrow_columns(traced)
     specs = module_inputs(inputs, traced)
     sample = sample_rows(specs, inputs.rows, traced)

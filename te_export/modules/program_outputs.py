@@ -10,9 +10,9 @@ from torch.export.graph_signature import OutputKind, OutputSpec, TensorArgument
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from te_export.modules.chosen_experts import Chosen
+from te_export.modules.chosen_experts import Chosen, behind_views
 from te_export.modules.find_gates import Gate
-from te_export.modules.new_nodes import call, columns_side_by_side, laid_out
+from te_export.modules.new_nodes import call, columns_side_by_side, laid_out, scores_of, spread
 from te_export.modules.trace import Traced
 
 __all__ = ["TaskNodes", "give_outputs"]
@@ -72,14 +72,13 @@ def _as_rows(graph: torch.fx.Graph, gate: Gate) -> Node:
 
 def _spread(graph: torch.fx.Graph, chosen: Chosen) -> Node:
     """The weights of chosen experts, each in its expert's column: (B, K)."""
-    index = chosen.index
+    index = behind_views(chosen.index)
+    if scores_of(index) is None:
+        index = chosen.index
     while index.meta["val"].ndim > 2:
         index = call(graph, _aten.select.int, index, index.meta["val"].ndim - 1, 0)
     weights = laid_out(graph, chosen.weights, int(index.meta["val"].shape[1]))
-    columns = call(graph, _aten.one_hot.default, index, chosen.num_experts)
-    floats = call(graph, _aten.to.dtype, columns, weights.meta["val"].dtype)
-    terms = call(graph, _aten.mul.Tensor, call(graph, _aten.unsqueeze.default, weights, -1), floats)
-    return call(graph, _aten.sum.dim_IntList, terms, [1])
+    return spread(graph, weights, index, chosen.num_experts)
 
 
 def _own(graph: torch.fx.Graph, node: Node, given: Sequence[Node]) -> Node:

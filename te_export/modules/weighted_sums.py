@@ -19,10 +19,12 @@ from torch.fx import Node
 
 from te_export.modules.find_experts import JOINS, PIECES, PRODUCTS, VIEWS, ExpertSearch, is_getitem
 from te_export.modules.gate_weights import GateWeights
+from te_export.modules.narrow_columns import piece_of
 from te_export.modules.trace import batch_axis
 
 __all__ = [
     "Term",
+    "column_of",
     "fusions_by_columns",
     "fusions_by_terms",
     "is_weighted_sum",
@@ -186,13 +188,14 @@ def _terms(weights: GateWeights, values: Mapping[Node, Any]) -> dict[Node, tuple
         value = values.get(piece)
         if not isinstance(value, Tensor) or value.numel() != rows:
             continue
-        alike = [k for k in range(count) if torch.equal(value.reshape(rows), weights.values[:, k])]
-        index = next((k for k in alike if k not in taken), alike[0] if alike else None)
+        index = column_of(piece, weights.node)
         if index is None:
-            continue
+            alike = [k for k in range(count) if torch.equal(value.reshape(rows), weights.values[:, k])]
+            index = next((k for k in alike if k not in taken), alike[0] if alike else None)
         for term in _weighted_by(piece, values):
-            terms[term.product] = index, term
-            taken.add(index)
+            if index is not None and term.product not in terms:
+                terms[term.product] = index, term
+                taken.add(index)
     return terms
 
 
@@ -221,3 +224,28 @@ def _close(found: Tensor, expected: Tensor) -> bool:
         return False
     scale = float(expected.abs().max())
     return scale > 0 and float((found - expected).abs().max()) <= _TOLERANCE * scale
+
+
+def column_of(node: Node, weights: Node) -> int | None:
+    """Which column of `weights` (B, K) a node is, by how it is taken; None where that is not plain."""
+    while node.target in VIEWS:
+        node = node.all_input_nodes[0]
+    piece = piece_of(node)
+    if piece is None or piece.axis != 1 or piece.end != piece.start + 1:
+        return None
+    source = piece.source
+    if source.target is _aten.slice.Tensor and _is_whole_batch(source):
+        source = source.all_input_nodes[0]
+    return piece.start if source is weights else None
+
+
+def _is_whole_batch(node: Node) -> bool:
+    """x[:, …] takes all rows first."""
+    given: list[Any] = [*node.args]
+    source = node.all_input_nodes[0]
+    return len(given) > 1 and given[1] == 0 and _sizes(node) == _sizes(source)
+
+
+def _sizes(node: Node) -> tuple[str, ...]:
+    value = node.meta.get("val")
+    return tuple(map(str, value.shape)) if isinstance(value, Tensor) else ()

@@ -95,6 +95,15 @@ def weight_by_weight(scores: Scores, experts: list[Tensor]) -> Tensor:
     return total
 
 
+def chosen_by_where(scores: Scores, experts: list[Tensor]) -> Tensor:
+    weights, index = largest(scores)
+    total = torch.zeros_like(experts[0])
+    for k in reversed(range(EXPERTS)):
+        weight = torch.where(index == k, weights, torch.zeros_like(weights)).sum(-1)
+        total = total + weight.unsqueeze(-1) * experts[k]
+    return total
+
+
 def looped(scores: Scores, experts: list[Tensor]) -> Tensor:
     weights = F.softmax(scores, -1)
     total = scores.new_zeros(scores.shape[0], WIDTH)
@@ -115,6 +124,7 @@ MIXTURES: dict[str, tuple[Mix, Weigh]] = {
     "gathered": (gathered, WEIGHTS["scattered"]),
     "indexed": (indexed, WEIGHTS["scattered"]),
     "weight_by_weight": (weight_by_weight, WEIGHTS["scattered"]),
+    "chosen_by_where": (chosen_by_where, WEIGHTS["scattered"]),
     "looped": (looped, lambda s: F.softmax(s, -1)),
     "looped_from_the_last": (looped_from_the_last, renormalized),
     **{
