@@ -40,6 +40,8 @@ _LAYERS = PRODUCTS | {
     _aten.scaled_dot_product_attention.default,
 }  # fmt: skip
 _TOLERANCE = 1e-9
+_LEAST_SUM = 0.99
+"""Of what was divided by its sum and a small number, so that nothing is divided by 0."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class GateWeights:
     Attributes:
         node: (B, K) but for axes of length 1.
         values: (B, K) on some rows.
-        are_a_distribution: whether those of each row sum to 1.
+        are_a_distribution: whether those of each row sum to 1, or hardly less; a row may have none.
     """
 
     node: Node
@@ -123,7 +125,10 @@ def _weights(node: Node, value: object) -> GateWeights | None:
     if node.target in _SOFTMAXES and not _is_over(node, value, count):
         return None
     flat = value.reshape(rows, count)
-    is_distribution = bool(((flat.sum(1) - 1).abs() <= _TOLERANCE).all())
+    sums = flat.sum(1)
+    is_distribution = bool(((sums <= 1 + _TOLERANCE) & ((sums >= _LEAST_SUM) | (sums == 0))).all()) and bool(
+        sums.any()
+    )
     return GateWeights(node, flat, is_distribution)
 
 

@@ -58,6 +58,11 @@ def by_hand(scores: Scores) -> Tensor:
     return powers / powers.sum(-1, keepdim=True)
 
 
+def share_of_positives(scores: Scores) -> Tensor:
+    positives = F.relu(scores)
+    return positives / (positives.sum(-1, keepdim=True) + 1e-6)
+
+
 WEIGHTS: dict[str, Weigh] = {
     "scattered": lambda s: spread(*largest(s)[::-1]),
     "renormalized": renormalized,
@@ -67,6 +72,7 @@ WEIGHTS: dict[str, Weigh] = {
     "share_of_sigmoids": share_of_sigmoids,
     "one_hot": lambda s: F.one_hot(s.argmax(-1), EXPERTS).float(),
     "by_hand": by_hand,
+    "share_of_positives": share_of_positives,
     "cut_off": lambda s: F.softmax(s, -1) * (F.softmax(s, -1) > 0.15),
 }
 
