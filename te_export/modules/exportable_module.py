@@ -18,6 +18,7 @@ from te_export.modules.assemble_terms import assemble_terms
 from te_export.modules.check_behaviour import check_nothing_is_drawn, check_rows_apart, check_stays_as_it_is
 from te_export.modules.chosen_columns import join_chosen_columns
 from te_export.modules.drop_zeros import drop_zeros
+from te_export.modules.exact_division import divide_exactly
 from te_export.modules.example_inputs import Example, read_example_inputs
 from te_export.modules.find_gates import find_gates, last_gate
 from te_export.modules.forward_form import ForwardForm, find_forward_form, shown_form
@@ -65,6 +66,7 @@ def make_exportable(
         check_nothing_is_drawn(traced, inputs.rows)
         check_stays_as_it_is(every, inputs.rows)
     lower_embedding_bags(traced)
+    divide_exactly(traced)
     drop_zeros(traced)
     merge_same_nodes(traced.graph)
     join_chosen_columns(traced)

@@ -1,0 +1,50 @@
+"""Integers beyond what float32 counts are divided as torch divides them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import te_export
+import te_runtime
+
+ROWS = 101
+
+
+class Hashed(nn.Module):
+    """A task for each way of dividing: what comes out chooses a row of a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(ROWS, 3)
+
+    def forward(self, ids: Tensor, divisor: Tensor) -> dict[str, Tensor]:
+        quotients = {
+            "floor": torch.div(ids, 1000, rounding_mode="floor"),
+            "trunc": torch.div(ids, 1000, rounding_mode="trunc"),
+            "floor_by_tensor": torch.div(ids, divisor, rounding_mode="floor"),
+            "trunc_by_tensor": torch.div(ids, divisor, rounding_mode="trunc"),
+            "slashes": ids // 1000,
+        }
+        return {name: self.table(torch.remainder(found, ROWS)) for name, found in quotients.items()}
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_quotients_are_exact(sign: int, tmp_path: Path) -> None:
+    module = Hashed()
+    rng = np.random.default_rng(0)
+    ids = rng.integers(-(2**41), 2**41, 64)
+    ids[:6] = [0, -1, 999, -999, 1000, -1000]
+    inputs = {"ids": torch.from_numpy(ids), "divisor": torch.full((64,), sign * 1000)}
+
+    result = te_export.export(module, tmp_path / "bundle", example_inputs=inputs)
+
+    with te_runtime.load(result.bundle, threads=1) as model, torch.no_grad():
+        answers = model.predict({name: tensor.numpy() for name, tensor in inputs.items()})
+        for name, wanted in module(**inputs).items():
+            np.testing.assert_array_equal(answers[name].output, wanted, err_msg=name)
