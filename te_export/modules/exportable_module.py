@@ -14,20 +14,20 @@ from te_export.capture.joint_graph import prediction_name, routing_weights_name
 from te_export.models.exportable import ExportableModel, ModelInput, TaskOutput
 from te_export.models.input_rows import InputRows
 from te_export.modules.all_tasks import PARAMETER_PREFIX, AllTasks, evaluating
-from te_export.modules.assemble_terms import assemble_terms
 from te_export.modules.check_behaviour import check_nothing_is_drawn, check_rows_apart, check_stays_as_it_is
-from te_export.modules.chosen_columns import join_chosen_columns
-from te_export.modules.drop_zeros import drop_zeros
-from te_export.modules.exact_division import divide_exactly
 from te_export.modules.example_inputs import Example, read_example_inputs
-from te_export.modules.find_gates import find_gates, last_gate
 from te_export.modules.forward_form import ForwardForm, find_forward_form, shown_form
-from te_export.modules.lower_embedding_bags import lower_embedding_bags
+from te_export.modules.gates.find_gates import find_gates, last_gate
 from te_export.modules.module_inputs import module_inputs, sample_rows
-from te_export.modules.narrow_columns import Narrowed, narrow_columns
 from te_export.modules.program_outputs import TaskNodes, give_outputs
-from te_export.modules.same_nodes import merge_same_nodes
 from te_export.modules.trace import Traced, ancestors, trace
+from te_export.modules.trace_rewrites.assemble_terms import assemble_terms
+from te_export.modules.trace_rewrites.chosen_columns import join_chosen_columns
+from te_export.modules.trace_rewrites.drop_zeros import drop_zeros
+from te_export.modules.trace_rewrites.exact_division import divide_exactly
+from te_export.modules.trace_rewrites.lower_embedding_bags import lower_embedding_bags
+from te_export.modules.trace_rewrites.narrow_columns import Narrowed, narrow_columns
+from te_export.modules.trace_rewrites.same_nodes import merge_same_nodes
 from te_export.modules.traced_module import TracedModule, record_values
 
 __all__ = ["make_exportable"]

@@ -10,10 +10,10 @@ from torch.export.graph_signature import OutputKind, OutputSpec, TensorArgument
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from te_export.modules.chosen_experts import Chosen, behind_views
-from te_export.modules.find_gates import Gate
-from te_export.modules.new_nodes import call, columns_side_by_side, laid_out, scores_of, spread
+from te_export.modules.gates.chosen_experts import Chosen, behind_views
+from te_export.modules.gates.find_gates import Gate
 from te_export.modules.trace import Traced
+from te_export.modules.trace_rewrites.new_nodes import call, columns_side_by_side, laid_out, scores_of, spread
 
 __all__ = ["TaskNodes", "give_outputs"]
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from te_export.modules.drop_zeros import is_zero
-from te_export.modules.new_nodes import call, scores_of, spread
 from te_export.modules.trace import Traced
+from te_export.modules.trace_rewrites.drop_zeros import is_zero
+from te_export.modules.trace_rewrites.new_nodes import call, scores_of, spread
 
 __all__ = ["join_chosen_columns"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from te_export.modules.same_nodes import merge_same_nodes
 from te_export.modules.trace import Traced
+from te_export.modules.trace_rewrites.same_nodes import merge_same_nodes
 
 aten = torch.ops.aten
 

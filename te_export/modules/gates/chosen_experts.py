@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from te_export.modules.find_experts import VIEWS, ExpertSearch
-from te_export.modules.gate_weights import GateWeights
-from te_export.modules.weighted_sums import is_weighted_sum, products_of
+from te_export.modules.gates.find_experts import VIEWS, ExpertSearch
+from te_export.modules.gates.gate_weights import GateWeights
+from te_export.modules.gates.weighted_sums import is_weighted_sum, products_of
 
 __all__ = ["Chosen", "behind_views", "fusions_of_chosen"]
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from te_export.modules.new_nodes import call
 from te_export.modules.trace import Traced
+from te_export.modules.trace_rewrites.new_nodes import call
 
 __all__ = ["divide_exactly"]
 

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 import te_export
 from te_export.models.input_rows import InputRows
-from te_export.modules.narrow_columns import narrow_columns
 from te_export.modules.trace import Traced, ancestors
+from te_export.modules.trace_rewrites.narrow_columns import narrow_columns
 from te_export.modules.traced_module import TracedModule, record_values
 
 FEATURES, WIDTH, ROWS = 4, 6, 5

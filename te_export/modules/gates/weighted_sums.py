@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from te_export.modules.find_experts import JOINS, PIECES, PRODUCTS, VIEWS, ExpertSearch, is_getitem
-from te_export.modules.gate_weights import GateWeights
-from te_export.modules.narrow_columns import piece_of
+from te_export.modules.gates.find_experts import JOINS, PIECES, PRODUCTS, VIEWS, ExpertSearch, is_getitem
+from te_export.modules.gates.gate_weights import GateWeights
 from te_export.modules.trace import batch_axis
+from te_export.modules.trace_rewrites.narrow_columns import piece_of
 
 __all__ = [
     "Term",

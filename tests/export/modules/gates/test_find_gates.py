@@ -14,9 +14,9 @@ from torch.nn import functional as F
 import te_export
 import te_runtime
 from te_export.models.input_rows import InputRows
-from te_export.modules.find_gates import Gate, find_gates, last_gate
-from te_export.modules.same_nodes import merge_same_nodes
+from te_export.modules.gates.find_gates import Gate, find_gates, last_gate
 from te_export.modules.trace import Traced
+from te_export.modules.trace_rewrites.same_nodes import merge_same_nodes
 from te_export.modules.traced_module import record_values
 
 FEATURES, EXPERTS, WIDTH = 6, 3, 5

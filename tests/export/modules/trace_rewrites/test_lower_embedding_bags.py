@@ -15,9 +15,9 @@ import te_runtime
 from te_export import export
 from te_export.errors import CaptureError
 from te_export.modules.example_inputs import read_example_inputs
-from te_export.modules.lower_embedding_bags import lower_embedding_bags
 from te_export.modules.module_inputs import module_inputs
 from te_export.modules.trace import Traced
+from te_export.modules.trace_rewrites.lower_embedding_bags import lower_embedding_bags
 from te_export.modules.traced_module import TracedModule
 
 TraceModule = Callable[..., Traced]

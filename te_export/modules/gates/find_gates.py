@@ -17,11 +17,11 @@ from typing import Any
 
 from torch.fx import Node
 
-from te_export.modules.chosen_experts import Chosen, fusions_of_chosen
-from te_export.modules.find_experts import ExpertSearch
-from te_export.modules.gate_weights import GateWeights, find_weights
+from te_export.modules.gates.chosen_experts import Chosen, fusions_of_chosen
+from te_export.modules.gates.find_experts import ExpertSearch
+from te_export.modules.gates.gate_weights import GateWeights, find_weights
+from te_export.modules.gates.weighted_sums import Term, fusions_by_columns, fusions_by_terms, whole_fusions
 from te_export.modules.trace import Traced, ancestors
-from te_export.modules.weighted_sums import Term, fusions_by_columns, fusions_by_terms, whole_fusions
 
 __all__ = ["Gate", "find_gates", "last_gate"]
 

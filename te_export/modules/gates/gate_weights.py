@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from te_export.modules.find_experts import PIECES, PRODUCTS, VIEWS, is_getitem
+from te_export.modules.gates.find_experts import PIECES, PRODUCTS, VIEWS, is_getitem
 from te_export.modules.trace import Traced, has_batch_first
 
 __all__ = ["FoundWeights", "GateWeights", "find_weights"]

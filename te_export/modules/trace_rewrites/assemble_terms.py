@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch.fx import Graph, Node
 
-from te_export.modules.find_gates import Gate
-from te_export.modules.new_nodes import call, columns_side_by_side
+from te_export.modules.gates.find_gates import Gate
+from te_export.modules.gates.weighted_sums import Term, column_of
 from te_export.modules.trace import Traced
-from te_export.modules.weighted_sums import Term, column_of
+from te_export.modules.trace_rewrites.new_nodes import call, columns_side_by_side
 
 __all__ = ["assemble_terms"]
 

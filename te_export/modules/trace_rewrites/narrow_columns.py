@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from te_export.modules.narrowing import Narrowing, shape_of, slice_of
 from te_export.modules.trace import Traced, batch_axis
+from te_export.modules.trace_rewrites.narrowing import Narrowing, shape_of, slice_of
 
 __all__ = ["Narrowed", "Piece", "narrow_columns", "piece_of"]
 

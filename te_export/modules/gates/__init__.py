@@ -1,0 +1,1 @@
+"""Finding the gates of a traced module by what they compute."""
