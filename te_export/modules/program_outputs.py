@@ -61,13 +61,19 @@ def give_outputs(traced: Traced, tasks: Sequence[TaskNodes]) -> None:
 
 
 def _as_rows(graph: torch.fx.Graph, gate: Gate) -> Node:
-    """The routing weights as (B, K)."""
+    """The routing weights as (B, K) float32."""
     weights = gate.weights
     if isinstance(weights, tuple):
-        return columns_side_by_side(graph, weights)
-    if isinstance(weights, Chosen):
-        return _spread(graph, weights)
-    return laid_out(graph, weights, gate.num_experts)
+        rows = columns_side_by_side(graph, weights)
+    elif isinstance(weights, Chosen):
+        rows = _spread(graph, weights)
+    else:
+        rows = laid_out(graph, weights, gate.num_experts)
+    return (
+        rows
+        if rows.meta["val"].dtype == torch.float32
+        else call(graph, _aten._to_copy.default, rows, dtype=torch.float32)
+    )
 
 
 def _spread(graph: torch.fx.Graph, chosen: Chosen) -> Node:
@@ -77,6 +83,8 @@ def _spread(graph: torch.fx.Graph, chosen: Chosen) -> Node:
         index = chosen.index
     while index.meta["val"].ndim > 2:
         index = call(graph, _aten.select.int, index, index.meta["val"].ndim - 1, 0)
+    if index.meta["val"].dtype != torch.int64:
+        index = call(graph, _aten._to_copy.default, index, dtype=torch.int64)
     weights = laid_out(graph, chosen.weights, int(index.meta["val"].shape[1]))
     return spread(graph, weights, index, chosen.num_experts)
 

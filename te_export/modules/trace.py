@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -253,11 +254,25 @@ def _drop_what_computes_nothing(traced: Traced) -> None:
         for user in [user for user in node.users if user.target is torch.ops.aten.clone.default]:
             user.replace_all_uses_with(node)
             traced.graph.erase_node(user)
+    for node in list(traced.graph.nodes):
+        if node.target is torch.ops.aten.slice.Tensor and _takes_everything(
+            node
+        ):  # x[:, :, None] begins with two
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
     for node in reversed(list(traced.graph.nodes)):
         name = getattr(node.target, "__name__", str(node.target))
         if node.op == "call_function" and not node.users and ("assert" in name or "sym_constrain" in name):
             traced.graph.erase_node(node)
     traced.program.graph_module.recompile()
+
+
+def _takes_everything(node: Node) -> bool:
+    """Whether a slice leaves out nothing."""
+    given: list[Any] = [*node.args]
+    step = given[4] if len(given) > 4 else 1
+    sizes = [list(map(str, each.meta["val"].shape)) for each in (node, given[0])]
+    return step == 1 and not node.kwargs and sizes[0] == sizes[1]
 
 
 def _refuse_changes(raw: ExportedProgram, traced: Traced) -> None:

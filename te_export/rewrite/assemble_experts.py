@@ -50,6 +50,8 @@ def _match(node: ir.Node) -> list[ir.Value] | None:
 
 def _check(node: ir.Node, rows: list[ir.Value]) -> Axes | str:
     """The shape (B, D) that all rows have."""
+    if node.outputs[0].dtype != ir.DataType.FLOAT:
+        return f"it joins {node.outputs[0].dtype}, expected float32"
     shapes = {axes_of(row) for row in rows}
     (shape, *others) = shapes
     if others or shape is None or len(shape) != 2 or not isinstance(shape[1], int):

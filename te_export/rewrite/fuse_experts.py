@@ -80,6 +80,8 @@ def _match(total: ir.Node) -> ir.Node | None:
 
 
 def _check(total: ir.Node, product: ir.Node) -> WeightedSum | str:
+    if total.outputs[0].dtype != ir.DataType.FLOAT:
+        return f"it sums {total.outputs[0].dtype}, expected float32"
     if only_reader(product.outputs[0]) is not total:
         return "the weighted experts are read by something else than their sum"
     keepdims = total.attributes.get("keepdims")

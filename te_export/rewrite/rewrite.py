@@ -164,12 +164,18 @@ def _apply(
                 known[name] = _flat(made_from, known)
             if not found.applied:
                 break
+            known |= _stacked(graph, known)  # a later rule may turn a stack, which is then gone
         declined += found.declined
-    for name, value in graph.initializers.items():
-        stack = stack_of(value.const_value)
-        if stack is not None:
-            known[name] = _flat([part.name for part in stack.parts], known)
     return RewriteLog(tuple(applied), tuple(dict.fromkeys(declined))), known
+
+
+def _stacked(graph: ir.Graph, known: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """The checkpoint's parameters behind the stacks of a graph."""
+    return {
+        name: _flat([part.name for part in stack.parts], known)
+        for name, value in graph.initializers.items()
+        if (stack := stack_of(value.const_value)) is not None
+    }
 
 
 def _flat(names: Sequence[str], known: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:

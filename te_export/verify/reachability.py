@@ -2,7 +2,8 @@
 
 Every parameter that torch's own program has an output depend on reaches it in the captured graph; and in every graph
 that is written, each output depends on exactly what it depended on when captured, and reads no input that it did not.
-Routing weights that are a softmax when captured are one in each of them, laid out as (batch, K); and where the prediction
+Routing weights that are a softmax when captured are one in each of them, laid out as (batch, K), or what it gave where it
+reads constants alone; and where the prediction
 was made with them when captured, it is in the joint graph and the task graphs.
 """
 
@@ -53,9 +54,11 @@ def check_reachability(graphs: GraphSet, model: ExportableModel, captured: Joint
         above = dependencies_of(value)
         found = _reached(above, graphs) | _through_trunk(above, graphs)
         _compare(str(graph.name), name, found=found & known, expected=expected[name], known=known)
-        if name in softmaxes and _operator(_behind_layouts(value)) != "Softmax":
-            made = _operator(_behind_layouts(value))
-            raise StructureError(f"{graph.name}: {value.name} is made by {made}, expected a Softmax")
+        made = _behind_layouts(value)
+        if name in softmaxes and not made.is_initializer() and _operator(made) != "Softmax":
+            raise StructureError(
+                f"{graph.name}: {value.name} is made by {_operator(made)}, expected a Softmax"
+            )
         if name in used and graph in whole and not _is_used(graph, value):
             raise StructureError(
                 f"{graph.name}: {value.name} are not the weights that the prediction was made with"

@@ -20,7 +20,13 @@ from torch.fx import Node
 from te_export.modules.gates.chosen_experts import Chosen, fusions_of_chosen
 from te_export.modules.gates.find_experts import ExpertSearch
 from te_export.modules.gates.gate_weights import GateWeights, find_weights
-from te_export.modules.gates.weighted_sums import Term, fusions_by_columns, fusions_by_terms, whole_fusions
+from te_export.modules.gates.weighted_sums import (
+    Term,
+    fusions_by_columns,
+    fusions_by_terms,
+    products_of,
+    whole_fusions,
+)
 from te_export.modules.trace import Traced, ancestors
 
 __all__ = ["Gate", "find_gates", "last_gate"]
@@ -83,7 +89,11 @@ def _gates(traced: Traced, values: Mapping[Node, Any]) -> Iterator[Gate]:
     found = find_weights(traced, values)
     for weights in found.whole:
         yield from _gates_of(weights, parameters, values)
-    for fusion, terms in fusions_by_columns(found.single, ExpertSearch(1, values, parameters)):
+    of_any = ExpertSearch(1, values, parameters)
+    for weights in found.single:
+        yield from _gates_of_chosen(weights, of_any)
+    single = [weights.node for weights in found.single if weights.node not in traced.outputs()]
+    for fusion, terms in fusions_by_columns(single, of_any):
         yield Gate(tuple(term.weight for term in terms), fusion, len(terms), terms)
 
 
@@ -98,5 +108,10 @@ def _gates_of(
         yield Gate(weights.node, fusion, experts.count)
     for fusion, terms in fusions_by_terms(weights, experts):
         yield Gate(weights.node, fusion, experts.count, terms)
-    for fusion, chosen in fusions_of_chosen(weights, experts):
+    yield from _gates_of_chosen(weights, experts)
+
+
+def _gates_of_chosen(weights: GateWeights, experts: ExpertSearch) -> Iterator[Gate]:
+    fusions = products_of(weights.node, of_one=weights.values.shape[1] == 1)
+    for fusion, chosen in fusions_of_chosen(weights, experts, fusions):
         yield Gate(chosen, fusion, chosen.num_experts)

@@ -65,11 +65,11 @@ class FoundWeights:
 
     Attributes:
         whole: of all experts of a gate.
-        single: one number a row each, that are no columns of those.
+        single: of one expert each, (B, 1), that are no columns of those.
     """
 
     whole: tuple[GateWeights, ...]
-    single: tuple[Node, ...]
+    single: tuple[GateWeights, ...]
 
 
 def find_weights(traced: Traced, values: Mapping[Node, Any]) -> FoundWeights:
@@ -81,7 +81,7 @@ def find_weights(traced: Traced, values: Mapping[Node, Any]) -> FoundWeights:
     chosen = _made_of(traced, _SOFTMAXES | _CHOICES)
     made = chosen | _made_of(traced, _POSITIVE)
     whole: list[GateWeights] = []
-    single: list[Node] = []
+    single: list[GateWeights] = []
     known: set[Node] = set()  # weights, their pieces, and what only lays them out otherwise
     for node in traced.graph.nodes:
         if node not in made:
@@ -96,7 +96,7 @@ def find_weights(traced: Traced, values: Mapping[Node, Any]) -> FoundWeights:
         if weights.values.shape[1] > 1:
             whole.append(weights)
         elif node in chosen:
-            single.append(node)
+            single.append(weights)
     return FoundWeights(tuple(whole), tuple(single))
 
 
@@ -104,8 +104,10 @@ def _made_of(traced: Traced, sources: frozenset[Any]) -> set[Node]:
     """Nodes that are made of what such operators give, with no layer between."""
     made: set[Node] = set()
     for node in traced.graph.nodes:
-        if node.op != "call_function" or node.target in _LAYERS:
+        if node.op != "call_function":
             continue
+        if node.target in _LAYERS and not made.issuperset(node.all_input_nodes):
+            continue  # a product of what was made so, as einsum("bj,bjk->bk", v, one_hot(i)), is no layer
         if node.target in sources or not made.isdisjoint(node.all_input_nodes):
             made.add(node)
     return made

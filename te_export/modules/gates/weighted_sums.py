@@ -19,7 +19,7 @@ from torch.fx import Node
 
 from te_export.modules.gates.find_experts import JOINS, PIECES, PRODUCTS, VIEWS, ExpertSearch, is_getitem
 from te_export.modules.gates.gate_weights import GateWeights
-from te_export.modules.trace import batch_axis
+from te_export.modules.trace import ancestors, batch_axis
 from te_export.modules.trace_rewrites.narrow_columns import piece_of
 
 __all__ = [
@@ -62,13 +62,18 @@ def whole_fusions(weights: GateWeights, experts: ExpertSearch) -> Iterator[Node]
             yield end
 
 
-def products_of(weights: Node) -> Iterator[tuple[Node, Node]]:
-    """What ends a product of all weights at once, or a sum of such a product; with what they are multiplied by."""
+def products_of(weights: Node, *, of_one: bool = False) -> Iterator[tuple[Node, Node]]:
+    """What ends a product of all weights at once, or a sum of such a product; with what they are multiplied by.
+
+    Args:
+        of_one: whether there is one weight, so that the product itself is the sum.
+    """
     for reader, operand in _through_views(weights):
         if reader.target in PRODUCTS:
             ends = [reader]
         elif reader.target is _aten.mul.Tensor:
             ends = [user for user, _ in _through_views(reader) if user.target in _SUMS]
+            ends += [reader] if of_one else []
         else:
             continue
         others = [other for other in reader.all_input_nodes if other is not operand]
@@ -108,23 +113,28 @@ def is_weighted_sum(found: object, weights: Tensor, experts: object, node: Node)
 
 def fusions_by_terms(weights: GateWeights, experts: ExpertSearch) -> Iterator[tuple[Node, tuple[Term, ...]]]:
     """w[:, 0]·e_0 + w[:, 1]·e_1 + … written out: the first sum that the terms of all weights have come to, with those terms
-    in the order of the experts."""
+    in the order of the experts. It may have begun with something else, such as a shared expert.
+    """
     terms = _terms(weights, experts.values)
     if len({index for index, _ in terms.values()}) != experts.count:
         return
     found: set[frozenset[Node]] = set()
-    for node, leaves in _sums(terms, weights.node.graph).items():
-        key = frozenset(leaves)
-        of_each = len(leaves) == experts.count == len({terms[leaf][0] for leaf in leaves})
-        if of_each and key not in found and _is_sum_of_experts(node, leaves, terms, experts):
+    for node, total in _sums(terms, weights.node.graph).items():
+        key = frozenset(total.leaves)
+        of_each = len(total.leaves) == experts.count == len({terms[leaf][0] for leaf in total.leaves})
+        if of_each and key not in found and _is_sum_of_experts(node, total, terms, experts):
             found.add(key)
-            yield node, tuple(terms[leaf][1] for leaf in sorted(leaves, key=lambda leaf: terms[leaf][0]))
+            yield (
+                node,
+                tuple(terms[leaf][1] for leaf in sorted(total.leaves, key=lambda leaf: terms[leaf][0])),
+            )
 
 
 def fusions_by_columns(
     single: Iterable[Node], experts: ExpertSearch
 ) -> Iterator[tuple[Node, tuple[Term, ...]]]:
-    """v_0·e_0 + v_1·e_1 + …: the last sum of such terms, of at least two, with the terms.
+    """v_0·e_0 + v_1·e_1 + …: the last sum of such terms, of at least two and nothing else, with the terms in the order in
+    which the experts' parameters were made.
 
     Args:
         single: nodes of one weight a row.
@@ -135,47 +145,94 @@ def fusions_by_columns(
         term.product: (index, term)
         for index, weight in enumerate(single)
         for term in _weighted_by(weight, values)
+        if not _is_weighted(term.expert, values)
     }
     if not terms:
         return
     graph = next(iter(terms)).graph
-    sums = {node: leaves for node, leaves in _sums(terms, graph).items() if len(leaves) > 1}
+    sums = {node: total for node, total in _sums(terms, graph).items() if not total.others}
     largest: dict[frozenset[Node], Node] = {}
-    for node, leaves in sums.items():
-        key = frozenset(leaves)
-        if len(key) == len(leaves) and not any(
-            key <= frozenset(other) for other in sums.values() if len(other) > len(leaves)
+    for node, total in sums.items():
+        key = frozenset(total.leaves)
+        if 1 < len(key) == len(total.leaves) and not any(
+            key < frozenset(other.leaves) for other in sums.values()
         ):
             largest.setdefault(key, node)
-    for node in largest.values():
-        leaves = sums[node]
-        of_all = replace(experts, count=len(leaves))
-        if values[leaves[0]].numel() > len(values[leaves[0]]) and _is_sum_of_experts(
-            node, leaves, terms, of_all
-        ):
-            yield node, tuple(terms[leaf][1] for leaf in leaves)
+    for key, node in largest.items():
+        of_all = replace(experts, count=len(key))
+        first = values[next(iter(key))]
+        if first.numel() == len(first) or not _is_sum_of_experts(node, sums[node], terms, of_all):
+            continue
+        ordered = _in_order([terms[leaf][1] for leaf in key], experts.parameters)
+        if ordered is not None:
+            yield node, ordered
 
 
-def _sums(terms: Mapping[Node, Any], graph: torch.fx.Graph) -> dict[Node, list[Node]]:
-    """Nodes that add terms and nothing else, with the terms."""
-    sums: dict[Node, list[Node]] = {product: [product] for product in terms}
+def _is_weighted(node: Node, values: Mapping[Node, Any]) -> bool:
+    """Whether a value is a product with another number for each row: its weight is more than the one found."""
+    while node.target in VIEWS:
+        node = node.all_input_nodes[0]
+    if node.target is not _aten.mul.Tensor:
+        return False
+    sizes = [
+        value.numel() for source in node.all_input_nodes if isinstance(value := values.get(source), Tensor)
+    ]
+    return bool(sizes) and len(sizes) > 1 and min(sizes) <= len(values[node])
+
+
+def _in_order(terms: Sequence[Term], parameters: frozenset[Node]) -> tuple[Term, ...] | None:
+    """Terms in the order of the parameters that each expert has to itself; None where one has none, or reads another."""
+    above = [ancestors(term.expert) for term in terms]
+    order = {node: index for index, node in enumerate(terms[0].product.graph.nodes)}
+    firsts: list[int] = []
+    for index, own in enumerate(above):
+        others = set[Node]().union(*(nodes for place, nodes in enumerate(above) if place != index))
+        if terms[index].expert in others or not own & parameters - others:
+            return None
+        firsts.append(min(order[node] for node in own & parameters - others))
+    return tuple(term for _, term in sorted(zip(firsts, terms, strict=True), key=lambda pair: pair[0]))
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """What a node adds.
+
+    Attributes:
+        leaves: products of a weight and an expert.
+        others: anything else, by plain additions alone.
+    """
+
+    leaves: tuple[Node, ...]
+    others: tuple[Node, ...] = ()
+
+
+def _sums(terms: Mapping[Node, Any], graph: torch.fx.Graph) -> dict[Node, _Sum]:
+    """Nodes that add terms."""
+    sums: dict[Node, _Sum] = {product: _Sum((product,)) for product in terms}
     for node in graph.nodes:
         if node in sums or node.target not in _ADDS:
             continue
-        leaves = [leaf for source in node.all_input_nodes for leaf in sums.get(source, [source])]
-        if all(leaf in terms for leaf in leaves):
-            sums[node] = leaves
+        parts = [sums.get(source, _Sum((), (source,))) for source in node.all_input_nodes]
+        leaves = tuple(leaf for part in parts for leaf in part.leaves)
+        others = tuple(other for part in parts for other in part.others)
+        is_plain = node.target is _aten.add.Tensor and not node.kwargs
+        if leaves and (is_plain or not others):
+            sums[node] = _Sum(leaves, others)
     return sums
 
 
 def _is_sum_of_experts(
-    node: Node, leaves: Sequence[Node], terms: Mapping[Node, tuple[int, Term]], experts: ExpertSearch
+    node: Node, total: _Sum, terms: Mapping[Node, tuple[int, Term]], experts: ExpertSearch
 ) -> bool:
     values = experts.values
-    return (
-        len({tuple(values[leaf].shape) for leaf in leaves}) == 1
-        and _close(values[node], torch.stack([values[leaf] for leaf in leaves]).sum(0))
-        and experts.are_experts([terms[leaf][1].expert for leaf in leaves])
+    shapes = {tuple(values[leaf].shape) for leaf in total.leaves}
+    if len(shapes) > 1 or any(not isinstance(values.get(other), Tensor) for other in total.others):
+        return False
+    left = values[node]
+    for other in total.others:
+        left = left - values[other]
+    return _close(left, torch.stack([values[leaf] for leaf in total.leaves]).sum(0)) and experts.are_experts(
+        [terms[leaf][1].expert for leaf in total.leaves]
     )
 
 
@@ -233,19 +290,4 @@ def column_of(node: Node, weights: Node) -> int | None:
     piece = piece_of(node)
     if piece is None or piece.axis != 1 or piece.end != piece.start + 1:
         return None
-    source = piece.source
-    if source.target is _aten.slice.Tensor and _is_whole_batch(source):
-        source = source.all_input_nodes[0]
-    return piece.start if source is weights else None
-
-
-def _is_whole_batch(node: Node) -> bool:
-    """x[:, …] takes all rows first."""
-    given: list[Any] = [*node.args]
-    source = node.all_input_nodes[0]
-    return len(given) > 1 and given[1] == 0 and _sizes(node) == _sizes(source)
-
-
-def _sizes(node: Node) -> tuple[str, ...]:
-    value = node.meta.get("val")
-    return tuple(map(str, value.shape)) if isinstance(value, Tensor) else ()
+    return piece.start if piece.source is weights else None

@@ -26,11 +26,18 @@ _aten = torch.ops.aten
 def assemble_terms(traced: Traced, gates: Iterable[Gate]) -> None:
     """Rewrite the sums of gates in place, where they are plain additions of products (B, D)."""
     outputs = set(traced.outputs())
-    for gate in dict.fromkeys(gates):
-        if gate.terms and gate.fusion not in outputs and _is_plain(gate):
-            with traced.graph.inserting_before(gate.fusion):
-                fused = _fused(traced.graph, gate)
-            gate.fusion.replace_all_uses_with(fused)
+    order = {node: index for index, node in enumerate(traced.graph.nodes)}
+    # the last first: what it sums may be the sum of another gate, which is replaced in it then
+    for gate in sorted(dict.fromkeys(gates), key=lambda gate: -order[gate.fusion]):
+        others = _others(gate) if gate.terms and gate.fusion not in outputs else None
+        if others is None:
+            continue
+        graph = traced.graph
+        with graph.inserting_before(gate.fusion):
+            fused = _fused(graph, gate)
+            for other in others:
+                fused = call(graph, _aten.add.Tensor, other, fused)
+        gate.fusion.replace_all_uses_with(fused)
 
 
 def _fused(graph: Graph, gate: Gate) -> Node:
@@ -42,41 +49,40 @@ def _fused(graph: Graph, gate: Gate) -> Node:
     return call(graph, _aten.sum.dim_IntList, products, [1])
 
 
-def _is_plain(gate: Gate) -> bool:
-    """Whether nothing but additions of the terms themselves make the sum, and each is (B, 1) times (B, D)."""
-    left = [term.product for term in gate.terms]
+def _others(gate: Gate) -> list[Node] | None:
+    """What a sum adds beside its terms; None where it is more than additions of these, or no term is (B, 1) times (B, D)."""
+    terms = {term.product for term in gate.terms}
+    left, others = set(terms), []
     waiting = [gate.fusion]
     while waiting:
         node = waiting.pop()
         if node in left:
             left.remove(node)
+        elif node in terms:
+            return None  # twice
         elif node.target is _aten.add.Tensor and not node.kwargs and len(node.all_input_nodes) == 2:
             waiting += node.all_input_nodes
         else:
-            return False
-    shapes = {_shape(node) for term in gate.terms for node in (term.product, term.expert)}
-    return (
-        not left
-        and len(shapes) == 1
-        and len(shapes.pop()) == 2
-        and all(_is_column(term) for term in gate.terms)
-    )
+            others.append(node)
+    forms = {_form(node) for node in (*terms, *others, *(term.expert for term in gate.terms))}
+    dtype, *shape = forms.pop()
+    is_plain = not left and not forms and dtype == str(torch.float32) and len(shape) == 2
+    return others if is_plain and all(_is_column(term) for term in gate.terms) else None
 
 
 def _is_column(term: Term) -> bool:
     """Whether what multiplies the expert is one number for each row, and not one for each feature."""
-    (factor,) = (node for node in term.product.all_input_nodes if node is not term.expert)
-    return (
-        len(_shape(factor)) == 2 and _shape(factor)[1] == "1" and _shape(factor)[0] == _shape(term.expert)[0]
-    )
+    factors = [node for node in term.product.all_input_nodes if node is not term.expert]
+    return len(factors) == 1 and _form(factors[0]) == (*_form(term.expert)[:2], "1")
 
 
-def _shape(node: Node) -> tuple[str, ...]:
-    return tuple(map(str, node.meta["val"].shape))
+def _form(node: Node) -> tuple[str, ...]:
+    value = node.meta["val"]
+    return tuple(map(str, (value.dtype, *value.shape)))
 
 
 def _are_columns(terms: Sequence[Term], weights: Node) -> bool:
     """Whether the weights of the terms are the columns of one value (B, K), in order."""
-    if len(_shape(weights)) != 2 or _shape(weights)[1] != str(len(terms)):
+    if _form(weights)[2:] != (str(len(terms)),):
         return False
     return all(column_of(term.weight, weights) == index for index, term in enumerate(terms))

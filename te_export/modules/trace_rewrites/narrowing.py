@@ -81,6 +81,7 @@ class Narrowing:
             _aten.slice.Tensor: self._slice,
             _aten.einsum.default: self._einsum,
             _aten.bmm.default: self._bmm,
+            _aten.matmul.default: self._matmul,
             _aten.permute.default: self._permute,
             _aten.transpose.int: self._transpose,
             _aten.softmax.int: self._softmax,
@@ -247,6 +248,11 @@ class Narrowing:
                 operands[index], is_less = self._operand(operands[index], axis, start, end)
                 found = found or is_less
         return self._call(node.target, tuple(operands), node) if found else None
+
+    def _matmul(self, node: Node, axis: int, start: int, end: int) -> Node | None:
+        """Of three axes each, as bmm does; of a layer's weights, the rows before its features."""
+        ranks = [len(shape_of(operand)) for operand in node.all_input_nodes]
+        return self._bmm(node, axis, start, end) if ranks == [3, 3] else None
 
     def _permute(self, node: Node, axis: int, start: int, end: int) -> Node | None:
         given: list[Any] = [*node.args]

@@ -13,10 +13,10 @@ __all__ = ["call", "columns_side_by_side", "laid_out", "scores_of", "spread"]
 _aten = torch.ops.aten
 
 
-def call(graph: Graph, target: Any, *args: Any) -> Node:
+def call(graph: Graph, target: Any, *args: Any, **options: Any) -> Node:
     """A node of an operator, where the graph inserts now."""
-    made = graph.call_function(target, args)
-    made.meta["val"] = target(*torch.fx.node.map_arg(args, lambda node: node.meta["val"]))
+    made = graph.call_function(target, args, options)
+    made.meta["val"] = target(*torch.fx.node.map_arg(args, lambda node: node.meta["val"]), **options)
     return made
 
 
@@ -37,7 +37,7 @@ def spread(graph: Graph, weights: Node, index: Node, count: int) -> Node:
         zeros = call(graph, _aten.zeros_like.default, scores)
         return call(graph, _aten.scatter.src, zeros, 1, index, weights)
     columns = call(graph, _aten.one_hot.default, index, count)
-    floats = call(graph, _aten.to.dtype, columns, weights.meta["val"].dtype)
+    floats = call(graph, _aten._to_copy.default, columns, dtype=weights.meta["val"].dtype)
     terms = call(graph, _aten.mul.Tensor, call(graph, _aten.unsqueeze.default, weights, -1), floats)
     return call(graph, _aten.sum.dim_IntList, terms, [1])
 

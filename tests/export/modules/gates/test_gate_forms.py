@@ -126,11 +126,59 @@ def looped_from_the_last(scores: Scores, experts: list[Tensor]) -> Tensor:
     return total
 
 
+def by_a_none_index(scores: Scores, experts: list[Tensor]) -> Tensor:
+    return (F.softmax(scores, -1)[:, :, None] * torch.stack(experts, 1)).sum(1)
+
+
+def indexed_by_int32(scores: Scores, experts: list[Tensor]) -> Tensor:
+    weights, index = largest(scores)
+    rows = torch.arange(scores.shape[0]).unsqueeze(1)
+    return (weights[:, :, None] * torch.stack(experts, 1)[rows, index.int()]).sum(1)
+
+
+def switched_by_gather(scores: Scores, experts: list[Tensor]) -> Tensor:
+    weight, index = F.softmax(scores, -1).max(-1, keepdim=True)
+    return weight * torch.stack(experts, 1).gather(1, index.unsqueeze(-1).expand(-1, -1, WIDTH)).squeeze(1)
+
+
+def in_float64(scores: Scores, experts: list[Tensor]) -> Tensor:
+    weights = F.softmax(scores.double(), -1)
+    total = torch.zeros_like(experts[0].double())
+    for k, expert in enumerate(experts):
+        total = total + weights[:, k : k + 1] * expert.double()
+    return total.to(scores.dtype)
+
+
+def stacked_in_float64(scores: Scores, experts: list[Tensor]) -> Tensor:
+    weights = torch.softmax(scores, -1, dtype=torch.float64)
+    return (weights.unsqueeze(-1) * torch.stack(experts, 1).double()).sum(1).to(scores.dtype)
+
+
+def beside_another(scores: Scores, experts: list[Tensor]) -> Tensor:
+    weights, total = F.softmax(scores, -1), torch.tanh(experts[0])
+    for k, expert in enumerate(experts):
+        total = total + weights[:, k : k + 1] * expert
+    return total
+
+
+def combined_by_einsum(scores: Scores, experts: list[Tensor]) -> Tensor:
+    weights, index = largest(scores)
+    combined = torch.einsum("bj,bjk->bk", weights, F.one_hot(index, EXPERTS).to(weights.dtype))
+    return torch.einsum("bk,bkd->bd", combined, torch.stack(experts, 1))
+
+
 MIXTURES: dict[str, tuple[Mix, Weigh]] = {
     "gathered": (gathered, WEIGHTS["scattered"]),
     "indexed": (indexed, WEIGHTS["scattered"]),
     "weight_by_weight": (weight_by_weight, WEIGHTS["scattered"]),
     "chosen_by_where": (chosen_by_where, WEIGHTS["scattered"]),
+    "by_a_none_index": (by_a_none_index, lambda s: F.softmax(s, -1)),
+    "indexed_by_int32": (indexed_by_int32, WEIGHTS["scattered"]),
+    "switched_by_gather": (switched_by_gather, WEIGHTS["switch"]),
+    "in_float64": (in_float64, lambda s: F.softmax(s, -1)),
+    "stacked_in_float64": (stacked_in_float64, lambda s: F.softmax(s, -1)),
+    "beside_another": (beside_another, lambda s: F.softmax(s, -1)),
+    "combined_by_einsum": (combined_by_einsum, WEIGHTS["scattered"]),
     "looped": (looped, lambda s: F.softmax(s, -1)),
     "looped_from_the_last": (looped_from_the_last, renormalized),
     **{
@@ -176,20 +224,21 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> te_export.ExportResult
 
 @pytest.mark.parametrize("mode", ["joint", "split", "task"])
 def test_the_bundle_gives_what_the_module_mixes_with(mode: Mode, exported: te_export.ExportResult) -> None:
-    module = EveryForm().eval().double()
-    rows = np.random.default_rng(3).standard_normal((40, FEATURES)).astype(np.float32)
+    module = EveryForm().eval()
+    rows = torch.from_numpy(np.random.default_rng(3).standard_normal((40, FEATURES)).astype(np.float32))
     with torch.no_grad():
-        wanted = module(torch.from_numpy(rows).double())
-        weights = module.weights(torch.from_numpy(rows).double())
+        own = module(rows), module.weights(rows)
+        exact = module.double()(rows.double()), module.weights(rows.double())
 
     with te_runtime.load(exported.bundle, mode=mode, threads=1) as model:
-        answers = model.predict(rows)
+        answers = model.predict(rows.numpy())
 
     for name in MIXTURES:
-        np.testing.assert_allclose(answers[name].output, wanted[name], rtol=0, atol=2e-6, err_msg=name)
-        found = answers[name].routing_weights
-        assert found is not None, name
-        np.testing.assert_allclose(found, weights[name], rtol=0, atol=2e-6, err_msg=name)
+        found = answers[name].output, answers[name].routing_weights
+        for array, single, double in zip(found, own, exact, strict=True):
+            assert array is not None, name
+            allowed = 2e-6 + 4 * float((single[name] - double[name]).abs().max())
+            np.testing.assert_allclose(array, double[name], rtol=0, atol=allowed, err_msg=name)
 
 
 def test_fp16_chooses_in_float32(exported: te_export.ExportResult) -> None:
@@ -210,7 +259,12 @@ def test_a_gate_keeps_its_kind_in_what_is_told(exported: te_export.ExportResult)
     assert all(parity[name].routing_weights is not None for name in MIXTURES)
 
 
-def test_one_softmax_over_the_scores_of_all_tasks_is_pulled_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["bmm", "matmul", "einsum"])
+def test_one_softmax_over_the_scores_of_all_tasks_is_pulled_apart(form: str, tmp_path: Path) -> None:
+    products: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "bmm": torch.bmm, "matmul": torch.matmul, "einsum": lambda w, e: torch.einsum("btk,bkd->btd", w, e)
+    }  # fmt: skip
+
     class Fused(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -223,7 +277,7 @@ def test_one_softmax_over_the_scores_of_all_tasks_is_pulled_apart(tmp_path: Path
             return F.softmax(self.gate(x).view(-1, 3, EXPERTS), dim=-1)
 
         def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-            mixed = torch.bmm(self.weights(x), torch.stack([expert(x) for expert in self.experts], 1))
+            mixed = products[form](self.weights(x), torch.stack([expert(x) for expert in self.experts], 1))
             return tuple(head(mixed[:, task]) for task, head in enumerate(self.heads))
 
     module = Fused()
@@ -237,3 +291,148 @@ def test_one_softmax_over_the_scores_of_all_tasks_is_pulled_apart(tmp_path: Path
             np.testing.assert_allclose(answer.routing_weights, module.weights(x)[:, task], rtol=0, atol=1e-6)
     graph = onnx.load(result.bundle / "fp32" / "task-task_0.onnx", load_external_data=False).graph
     assert [EXPERTS, FEATURES] in [list(tensor.dims) for tensor in graph.initializer]  # its own scores alone
+
+
+class Alone(nn.Module):
+    """What the modules below are made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gates = nn.ModuleList(nn.Linear(FEATURES, 1) for _ in range(EXPERTS))
+        self.gate, self.second = nn.Linear(FEATURES, EXPERTS), nn.Linear(FEATURES, 3)
+        self.experts = nn.ModuleList(nn.Linear(FEATURES, WIDTH) for _ in range(EXPERTS))
+        self.others = nn.ModuleList(nn.Linear(FEATURES, WIDTH) for _ in range(2))
+        self.shares = nn.Parameter(torch.randn(EXPERTS))
+        self.table = nn.Parameter(torch.randn(3, EXPERTS, WIDTH))
+        self.same, self.head = nn.Linear(FEATURES, FEATURES), nn.Linear(WIDTH, 1)
+        self.wide_head = nn.Linear(FEATURES, 1)
+
+
+class OwnSigmoids(Alone):
+    """Each expert has a gate of its own; the loop runs backwards, and adds on the left."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = torch.zeros(x.shape[0], WIDTH)
+        for k in reversed(range(EXPERTS)):
+            total = torch.sigmoid(self.gates[k](x)) * torch.relu(self.experts[k](x)) + total
+        found: Tensor = self.head(total)
+        return found
+
+    def weights(self, x: Tensor) -> Tensor:
+        return torch.cat([torch.sigmoid(gate(x)) for gate in self.gates], 1)
+
+
+class ConstantShares(Alone):
+    """The gate does not read the row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        experts = torch.stack([expert(x) for expert in self.experts], 1)
+        found: Tensor = self.head((self.weights(x).unsqueeze(-1) * experts).sum(1))
+        return found
+
+    def weights(self, x: Tensor) -> Tensor:
+        return torch.softmax(self.shares, -1).expand(x.shape[0], -1)
+
+
+class Levels(Alone):
+    """The sum of one loop is an expert of the next; the first task takes the inner one."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        inner, outer = F.softmax(self.gate(x), -1), self.weights(x)
+        first = torch.zeros(x.shape[0], WIDTH)
+        for k, expert in enumerate(self.experts):
+            first = first + inner[:, k : k + 1] * expert(x)
+        total = torch.zeros(x.shape[0], WIDTH) + outer[:, :1] * first
+        for k, expert in enumerate(self.others):
+            total = total + outer[:, k + 1 : k + 2] * expert(x)
+        return {"inner": self.head(first), "outer": self.head(total)}
+
+    def weights(self, x: Tensor) -> Tensor:
+        return F.softmax(self.second(x), -1)
+
+
+class TwoFactors(Alone):
+    """The weight of an expert is a product of two numbers, of which the second comes after the expert."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, total = F.softmax(self.gate(x), -1), torch.zeros(x.shape[0], WIDTH)
+        for k, expert in enumerate(self.experts):
+            total = total + weights[:, k : k + 1] * expert(x) * torch.sigmoid(self.gates[k](x))
+        found: Tensor = self.head(total)
+        return found
+
+
+class Highway(Alone):
+    def forward(self, x: Tensor) -> Tensor:
+        carry = torch.sigmoid(self.gates[0](x))
+        found: Tensor = self.wide_head(carry * torch.relu(self.same(x)) + (1 - carry) * x)
+        return found
+
+
+class OwnAnswersAsFactors(Alone):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        click, buy = (torch.sigmoid(gate(x)) for gate in self.gates[:2])
+        return {"click": click, "buy": buy, "value": click * self.experts[0](x) + buy * self.experts[1](x)}
+
+
+class LookedUp(Alone):
+    """Rows of a table that an input names: no expert reads the row."""
+
+    def forward(self, x: Tensor, group: Tensor) -> Tensor:
+        weights, index = largest(self.gate(x))
+        chosen = self.table[group.unsqueeze(1), index]
+        found: Tensor = self.head((weights.unsqueeze(-1) * chosen).sum(1))
+        return found
+
+
+class CountedFromTheEnd(Alone):
+    def forward(self, x: Tensor) -> Tensor:
+        weights, index = largest(self.gate(x))
+        experts = torch.stack([expert(x) for expert in self.experts], 1)
+        rows = torch.arange(x.shape[0]).unsqueeze(1)
+        found: Tensor = self.head((weights.unsqueeze(-1) * experts[rows, index - EXPERTS]).sum(1))
+        return found
+
+
+class SharedByLevels(Alone):
+    """Both tasks apply the same second experts to mixtures of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(EXPERTS))
+        self.mine = nn.ModuleList(nn.Linear(FEATURES, EXPERTS) for _ in range(4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        answers = []
+        for task in range(2):
+            first = multiply_and_sum(
+                F.softmax(self.mine[task](x), -1), [torch.relu(e(x)) for e in self.experts]
+            )
+            seconds = [torch.relu(e(first)) for e in self.seconds]
+            answers.append(self.head(multiply_and_sum(F.softmax(self.mine[task + 2](x), -1), seconds)))
+        return tuple(answers)
+
+
+@pytest.mark.parametrize(
+    "make", [OwnSigmoids, ConstantShares, Levels, TwoFactors, Highway, OwnAnswersAsFactors, LookedUp,
+             CountedFromTheEnd, SharedByLevels],
+)  # fmt: skip
+def test_single_modules_are_exported_right(make: Callable[[], nn.Module], tmp_path: Path) -> None:
+    module = make()
+    inputs = {"x": torch.randn(8, FEATURES)} | ({"group": torch.arange(8) % 3} if make is LookedUp else {})
+
+    result = te_export.export(module, tmp_path / "bundle", example_inputs=inputs)
+
+    with te_runtime.load(result.bundle, threads=1) as model, torch.no_grad():
+        answers = list(model.predict({name: value.numpy() for name, value in inputs.items()}).values())
+        wanted = module(**inputs)
+        if isinstance(wanted, dict):
+            wanted = tuple(wanted.values())
+        for answer, tensor in zip(answers, wanted if isinstance(wanted, tuple) else (wanted,), strict=True):
+            np.testing.assert_allclose(answer.output, tensor, rtol=0, atol=2e-6)
+        found = answers[-1].routing_weights
+        if not hasattr(module, "weights"):
+            assert (found is None) == (make is not SharedByLevels)
+            return
+        np.testing.assert_allclose(found, module.weights(inputs["x"]), rtol=0, atol=2e-6)

@@ -1,4 +1,4 @@
-"""Integers beyond what float32 counts are divided as torch divides them."""
+"""Integers are divided and taken as indices as torch does, beyond what float32 counts and in two widths."""
 
 from __future__ import annotations
 
@@ -48,3 +48,26 @@ def test_quotients_are_exact(sign: int, tmp_path: Path) -> None:
         answers = model.predict({name: tensor.numpy() for name, tensor in inputs.items()})
         for name, wanted in module(**inputs).items():
             np.testing.assert_array_equal(answers[name].output, wanted, err_msg=name)
+
+
+class TwoWidths(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = nn.Linear(5, 12), nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = (x[:, :2] > 0).int()
+        rows = torch.arange(x.shape[0]).unsqueeze(1)
+        found: Tensor = self.head(self.layer(x).view(-1, 4, 3)[rows, chosen].sum(1))
+        return found
+
+
+def test_indices_may_be_of_two_widths(tmp_path: Path) -> None:
+    module, x = TwoWidths(), torch.randn(6, 5)
+
+    result = te_export.export(module, tmp_path / "bundle", example_inputs=x)
+
+    with te_runtime.load(result.bundle, threads=1) as model, torch.no_grad():
+        (answer,) = model.predict(x.numpy()).values()
+        np.testing.assert_allclose(answer.output, module(x), rtol=0, atol=1e-6)
