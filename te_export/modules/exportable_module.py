@@ -118,7 +118,8 @@ def _gate_notes(tasks: Sequence[TaskNodes]) -> list[str]:
     if len(without) == len(tasks):
         notes.append(
             "no gate was found: no task has weights of experts (a softmax, a sigmoid, a choice of the largest) that feed "
-            "the experts' weighted sum, so there are no routing weights"
+            "the experts' weighted sum in a form that is recognised, so there are no routing weights. docs/modules.md lists "
+            "the forms"
         )
     elif without:
         notes.append(f"no gate was found for {', '.join(without)}, and so no routing weights")

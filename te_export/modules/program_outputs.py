@@ -81,6 +81,8 @@ def _spread(graph: torch.fx.Graph, chosen: Chosen) -> Node:
     index = behind_views(chosen.index)
     if scores_of(index) is None:
         index = chosen.index
+    if index.meta["val"].ndim == 1:
+        index = call(graph, _aten.unsqueeze.default, index, 1)
     while index.meta["val"].ndim > 2:
         index = call(graph, _aten.select.int, index, index.meta["val"].ndim - 1, 0)
     if index.meta["val"].dtype != torch.int64:

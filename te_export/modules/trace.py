@@ -35,7 +35,7 @@ where the axis came out static."""
 _CAST = torch.ops.aten._to_copy.default
 
 _CONSTANT_ADVICE = (
-    "Take out of forward what turns the batch size into a Python number (int(x.shape[0]), .item(), view(8, -1), a "
+    "Take out of forward what turns the batch size into a Python number (int(x.shape[0]), len(x), .item(), view(8, -1), a "
     "slice by a length); write view(-1, …), x.new_zeros(x.shape[0], …), torch.where"
 )
 _BRANCH_ADVICE = (

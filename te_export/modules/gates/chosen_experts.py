@@ -31,7 +31,7 @@ class Chosen:
 
     Attributes:
         weights: (B, k) but for axes of length 1.
-        index: which experts these are, (B, k, …), the same along all further axes.
+        index: which experts these are, (B, k, …), the same along all further axes; (B,) of one.
         num_experts: K, of all.
     """
 
@@ -58,6 +58,7 @@ def fusions_of_chosen(
         if not isinstance(whole, Tensor) or not isinstance(at, Tensor) or whole.ndim < 2:
             continue
         count = whole.shape[1]
+        at = at.unsqueeze(1) if at.ndim == 1 else at  # one expert for each row
         if at.shape[:2] != weights.values.shape or not bool(((at >= 0) & (at < count)).all()):
             continue
         places = at.reshape(*weights.values.shape, -1).long()

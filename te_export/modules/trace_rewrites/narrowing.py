@@ -2,7 +2,7 @@
 
 slice(cat(y_0, y_1, …), t)                    y_t
 slice(f(y), t), f elementwise                 f(slice(y, t))
-slice(linear(x, W, b), t)                     linear(x, W[t], b[t])
+slice(linear(x, W, b), t)                     linear(x, W[t], b[t]); along another axis linear(slice(x, t), W, b)
 slice(einsum("bd,tde->bte", x, W), t)         einsum(x, W[t])
 slice(softmax(y, k), t)                       softmax(slice(y, t), k)
 slice(view(y, (B, T, K)), t)                  view(y[:, t·K:(t + 1)·K], (B, 1, K))
@@ -154,6 +154,11 @@ class Narrowing:
 
     def _linear(self, node: Node, axis: int, start: int, end: int) -> Node | None:
         x, weight, bias = (*node.args, None)[:3]
+        if axis != len(shape_of(node)) - 1 and isinstance(
+            x, Node
+        ):  # of a tower that all tasks share, a task's rows
+            inner = self.narrow(x, axis, start, end)
+            return None if inner is None else self._call(node.target, (inner, *node.args[1:]), node)
         if axis != len(shape_of(node)) - 1 or not isinstance(weight, Node) or weight not in self._parameters:
             return None
         rows: list[object] = [x, self._rows_of(weight, start, end)]

@@ -141,6 +141,11 @@ def switched_by_gather(scores: Scores, experts: list[Tensor]) -> Tensor:
     return weight * torch.stack(experts, 1).gather(1, index.unsqueeze(-1).expand(-1, -1, WIDTH)).squeeze(1)
 
 
+def switched_by_index(scores: Scores, experts: list[Tensor]) -> Tensor:
+    weight, index = F.softmax(scores, -1).max(-1)
+    return weight[:, None] * torch.stack(experts, 1)[torch.arange(scores.shape[0]), index]
+
+
 def in_float64(scores: Scores, experts: list[Tensor]) -> Tensor:
     weights = F.softmax(scores.double(), -1)
     total = torch.zeros_like(experts[0].double())
@@ -175,6 +180,7 @@ MIXTURES: dict[str, tuple[Mix, Weigh]] = {
     "by_a_none_index": (by_a_none_index, lambda s: F.softmax(s, -1)),
     "indexed_by_int32": (indexed_by_int32, WEIGHTS["scattered"]),
     "switched_by_gather": (switched_by_gather, WEIGHTS["switch"]),
+    "switched_by_index": (switched_by_index, WEIGHTS["switch"]),
     "in_float64": (in_float64, lambda s: F.softmax(s, -1)),
     "stacked_in_float64": (stacked_in_float64, lambda s: F.softmax(s, -1)),
     "beside_another": (beside_another, lambda s: F.softmax(s, -1)),

@@ -75,6 +75,9 @@ NARROWED = {
         lambda m, x: F.softmax(m.wide(x).view(-1, 3, 2), -1)[:, 1],
         ("wide.weight rows 2 4", "wide.bias rows 2 4"),
     ),
+    "rows of a shared layer": Case(
+        lambda m, x: m.a(torch.stack([m.heads[0] @ x.new_ones(2) * m.wide(x)[:, :4], x], 1))[:, 1], A
+    ),
     "softmax without a sign": Case(
         lambda m, x: F.softmax(m.wide(x).reshape(x.shape[0], 2, 3), dim=2)[:, 1:],
         ("wide.weight rows 3 6", "wide.bias rows 3 6"),
