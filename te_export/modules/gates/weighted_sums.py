@@ -151,12 +151,15 @@ def fusions_by_columns(
         return
     graph = next(iter(terms)).graph
     sums = {node: total for node, total in _sums(terms, graph).items() if not total.others}
+    keys = {node: frozenset(total.leaves) for node, total in sums.items()}
+    holding: dict[Node, list[frozenset[Node]]] = {}
+    for key in keys.values():
+        for leaf in key:
+            holding.setdefault(leaf, []).append(key)
     largest: dict[frozenset[Node], Node] = {}
-    for node, total in sums.items():
-        key = frozenset(total.leaves)
-        if 1 < len(key) == len(total.leaves) and not any(
-            key < frozenset(other.leaves) for other in sums.values()
-        ):
+    for node, key in keys.items():
+        is_largest = not any(key < other for other in holding[next(iter(key))])
+        if 1 < len(key) == len(sums[node].leaves) and is_largest:
             largest.setdefault(key, node)
     for key, node in largest.items():
         of_all = replace(experts, count=len(key))

@@ -52,6 +52,7 @@ def _fused(graph: Graph, gate: Gate) -> Node:
 def _others(gate: Gate) -> list[Node] | None:
     """What a sum adds beside its terms; None where it is more than additions of these, or no term is (B, 1) times (B, D)."""
     terms = {term.product for term in gate.terms}
+    adding = _adding(terms, gate.fusion.graph)
     left, others = set(terms), []
     waiting = [gate.fusion]
     while waiting:
@@ -60,7 +61,7 @@ def _others(gate: Gate) -> list[Node] | None:
             left.remove(node)
         elif node in terms:
             return None  # twice
-        elif node.target is _aten.add.Tensor and not node.kwargs and len(node.all_input_nodes) == 2:
+        elif node in adding:
             waiting += node.all_input_nodes
         else:
             others.append(node)
@@ -68,6 +69,16 @@ def _others(gate: Gate) -> list[Node] | None:
     dtype, *shape = forms.pop()
     is_plain = not left and not forms and dtype == str(torch.float32) and len(shape) == 2
     return others if is_plain and all(_is_column(term) for term in gate.terms) else None
+
+
+def _adding(terms: set[Node], graph: Graph) -> set[Node]:
+    """Plain additions of terms, and of what such additions give."""
+    adding: set[Node] = set()
+    for node in graph.nodes:
+        is_plain = node.target is _aten.add.Tensor and not node.kwargs and len(node.all_input_nodes) == 2
+        if is_plain and any(source in terms or source in adding for source in node.all_input_nodes):
+            adding.add(node)
+    return adding
 
 
 def _is_column(term: Term) -> bool:

@@ -80,7 +80,8 @@ def _columns(traced: Traced) -> Iterator[_Column]:
             count is not None
             and isinstance(expert, int)
             and 0 <= expert < count
-            and _form(weights) == _form(index)
+            and _form(weights) == _form(index) == _form(given[0])
+            and weights.meta["val"].is_floating_point()
         ):
             yield _Column(node, weights, index, expert, count, keeps_axis=len(given) > 2 and bool(given[2]))
 

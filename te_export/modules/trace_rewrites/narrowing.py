@@ -255,9 +255,12 @@ class Narrowing:
         return self._call(node.target, tuple(operands), node) if found else None
 
     def _matmul(self, node: Node, axis: int, start: int, end: int) -> Node | None:
-        """Of three axes each, as bmm does; of a layer's weights, the rows before its features."""
-        ranks = [len(shape_of(operand)) for operand in node.all_input_nodes]
-        return self._bmm(node, axis, start, end) if ranks == [3, 3] else None
+        """Of three axes each, and as many matrices, as bmm does."""
+        shapes = [shape_of(operand) for operand in node.args if isinstance(operand, Node)]
+        alike = len(shapes) == 2 and len({str(shape[0]) for shape in shapes if len(shape) == 3}) == 1
+        return (
+            self._bmm(node, axis, start, end) if alike and all(len(shape) == 3 for shape in shapes) else None
+        )
 
     def _permute(self, node: Node, axis: int, start: int, end: int) -> Node | None:
         given: list[Any] = [*node.args]

@@ -34,7 +34,9 @@ def spread(graph: Graph, weights: Node, index: Node, count: int) -> Node:
     """Weights (B, k) of the experts that an index (B, k) names, each in its expert's column: (B, count)."""
     scores = scores_of(index)
     if scores is not None:
-        zeros = call(graph, _aten.zeros_like.default, scores)
+        dtype = weights.meta["val"].dtype
+        other = {} if scores.meta["val"].dtype == dtype else {"dtype": dtype}
+        zeros = call(graph, _aten.zeros_like.default, scores, **other)
         return call(graph, _aten.scatter.src, zeros, 1, index, weights)
     columns = call(graph, _aten.one_hot.default, index, count)
     floats = call(graph, _aten._to_copy.default, columns, dtype=weights.meta["val"].dtype)

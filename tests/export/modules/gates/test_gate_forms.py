@@ -159,6 +159,24 @@ def stacked_in_float64(scores: Scores, experts: list[Tensor]) -> Tensor:
     return (weights.unsqueeze(-1) * torch.stack(experts, 1).double()).sum(1).to(scores.dtype)
 
 
+def weight_by_weight_in_float64(scores: Scores, experts: list[Tensor]) -> Tensor:
+    values, index = scores.topk(BEST, dim=-1)
+    weights = F.softmax(values.double(), -1)
+    total = experts[0].new_zeros(scores.shape[0], WIDTH)
+    for k, expert in enumerate(experts):
+        total = total + ((index == k) * weights).sum(-1, keepdim=True).to(expert.dtype) * expert
+    return total
+
+
+def two_sets_at_once(scores: Scores, experts: list[Tensor]) -> Tensor:
+    """One loop over two sums, of which the first is the gate's own."""
+    weights, total = F.softmax(scores, -1), torch.tanh(experts[1]) + experts[2]
+    for k, expert in enumerate(experts):
+        total = total + weights[:, k : k + 1] * expert
+        total = total + torch.tanh(expert)
+    return total
+
+
 def beside_another(scores: Scores, experts: list[Tensor]) -> Tensor:
     weights, total = F.softmax(scores, -1), torch.tanh(experts[0])
     for k, expert in enumerate(experts):
@@ -183,6 +201,8 @@ MIXTURES: dict[str, tuple[Mix, Weigh]] = {
     "switched_by_index": (switched_by_index, WEIGHTS["switch"]),
     "in_float64": (in_float64, lambda s: F.softmax(s, -1)),
     "stacked_in_float64": (stacked_in_float64, lambda s: F.softmax(s, -1)),
+    "weight_by_weight_in_float64": (weight_by_weight_in_float64, WEIGHTS["scattered"]),
+    "two_sets_at_once": (two_sets_at_once, lambda s: F.softmax(s, -1)),
     "beside_another": (beside_another, lambda s: F.softmax(s, -1)),
     "combined_by_einsum": (combined_by_einsum, WEIGHTS["scattered"]),
     "looped": (looped, lambda s: F.softmax(s, -1)),
