@@ -44,6 +44,8 @@ def _fused(graph: Graph, gate: Gate) -> Node:
     weights = gate.weights
     if not isinstance(weights, Node) or not _are_columns(gate.terms, weights):
         weights = columns_side_by_side(graph, [term.weight for term in gate.terms])
+    if weights.meta["val"].dtype != torch.float32:  # each was rounded before its product
+        weights = call(graph, _aten._to_copy.default, weights, dtype=torch.float32)
     experts = call(graph, _aten.stack.default, [term.expert for term in gate.terms], 1)
     products = call(graph, _aten.mul.Tensor, call(graph, _aten.unsqueeze.default, weights, -1), experts)
     return call(graph, _aten.sum.dim_IntList, products, [1])
