@@ -24,6 +24,7 @@ from te_export.modules.trace import Traced, ancestors, trace
 from te_export.modules.trace_rewrites.assemble_terms import assemble_terms
 from te_export.modules.trace_rewrites.chosen_columns import join_chosen_columns
 from te_export.modules.trace_rewrites.drop_zeros import drop_zeros
+from te_export.modules.trace_rewrites.exact_sigmoids import write_out_sigmoids
 from te_export.modules.trace_rewrites.integers import keep_integers
 from te_export.modules.trace_rewrites.lower_embedding_bags import lower_embedding_bags
 from te_export.modules.trace_rewrites.narrow_columns import Narrowed, narrow_columns
@@ -67,6 +68,7 @@ def make_exportable(
         check_stays_as_it_is(every, inputs.rows)
     lower_embedding_bags(traced)
     keep_integers(traced)
+    write_out_sigmoids(traced)
     drop_zeros(traced)
     merge_same_nodes(traced.graph)
     join_chosen_columns(traced)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -79,8 +80,9 @@ def _as_rows(graph: torch.fx.Graph, gate: Gate) -> Node:
 def _spread(graph: torch.fx.Graph, chosen: Chosen) -> Node:
     """The weights of chosen experts, each in its expert's column: (B, K)."""
     index = behind_views(chosen.index)
-    if scores_of(index) is None:
-        index = chosen.index
+    count = math.prod(chosen.weights.meta["val"].shape[1:])
+    if scores_of(index) is None or index.meta["val"].shape[1] != count:
+        index = chosen.index  # and not what it repeats
     if index.meta["val"].ndim == 1:
         index = call(graph, _aten.unsqueeze.default, index, 1)
     while index.meta["val"].ndim > 2:

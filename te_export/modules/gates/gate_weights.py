@@ -22,7 +22,7 @@ from torch.fx import Node
 from te_export.modules.gates.find_experts import PIECES, PRODUCTS, VIEWS, is_getitem
 from te_export.modules.trace import Traced, has_batch_first
 
-__all__ = ["FoundWeights", "GateWeights", "find_weights"]
+__all__ = ["LAYERS", "FoundWeights", "GateWeights", "find_weights"]
 
 _aten = torch.ops.aten
 _SOFTMAXES = frozenset({_aten.softmax.int, _aten._softmax.default, _aten._safe_softmax.default})
@@ -33,7 +33,7 @@ _CHOICES = frozenset(
 _POSITIVE = frozenset({_aten.relu.default, _aten.exp.default, _aten.softplus.default, _aten.clamp.default,
                        _aten.clamp_min.default, _aten.pow.Tensor_Scalar, _aten.abs.default})  # fmt: skip
 """What is made of these is weights where it sums to 1: the layers of a network have activations too."""
-_LAYERS = PRODUCTS | {
+LAYERS = PRODUCTS | {
     _aten.linear.default, _aten.addmm.default, _aten.convolution.default, _aten.conv1d.default, _aten.conv2d.default,
     _aten.conv3d.default, _aten.embedding.default, _aten.layer_norm.default, _aten.native_layer_norm.default,
     _aten.batch_norm.default, _aten.group_norm.default, _aten.lstm.input, _aten.gru.input,
@@ -106,7 +106,7 @@ def _made_of(traced: Traced, sources: frozenset[Any]) -> set[Node]:
     for node in traced.graph.nodes:
         if node.op != "call_function":
             continue
-        if node.target in _LAYERS and not made.issuperset(node.all_input_nodes):
+        if node.target in LAYERS and not made.issuperset(node.all_input_nodes):
             continue  # a product of what was made so, as einsum("bj,bjk->bk", v, one_hot(i)), is no layer
         if node.target in sources or not made.isdisjoint(node.all_input_nodes):
             made.add(node)

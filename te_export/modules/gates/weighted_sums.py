@@ -35,6 +35,7 @@ __all__ = [
 _aten = torch.ops.aten
 _SUMS = frozenset({_aten.sum.dim_IntList, _aten.sum.default})
 _ADDS = frozenset({_aten.add.Tensor, *_SUMS, *JOINS, *VIEWS})
+_COMPARISONS = frozenset({_aten.eq.Scalar, _aten.ne.Scalar})
 _TOLERANCE = 1e-9
 
 
@@ -133,8 +134,8 @@ def fusions_by_terms(weights: GateWeights, experts: ExpertSearch) -> Iterator[tu
 def fusions_by_columns(
     single: Iterable[Node], experts: ExpertSearch
 ) -> Iterator[tuple[Node, tuple[Term, ...]]]:
-    """v_0·e_0 + v_1·e_1 + …: the last sum of such terms, of at least two and nothing else, with the terms in the order in
-    which the experts' parameters were made.
+    """v_0·e_0 + v_1·e_1 + …: the last sum of such terms, of at least two and nothing else, with the terms in the order of
+    the numbers that an index is compared with, or else of the experts' parameters.
 
     Args:
         single: nodes of one weight a row.
@@ -166,7 +167,7 @@ def fusions_by_columns(
         first = values[next(iter(key))]
         if first.numel() == len(first) or not _is_sum_of_experts(node, sums[node], terms, of_all):
             continue
-        ordered = _in_order([terms[leaf][1] for leaf in key], experts.parameters)
+        ordered = _in_order([terms[leaf][1] for leaf in sums[node].leaves], experts.parameters)
         if ordered is not None:
             yield node, ordered
 
@@ -184,7 +185,9 @@ def _is_weighted(node: Node, values: Mapping[Node, Any]) -> bool:
 
 
 def _in_order(terms: Sequence[Term], parameters: frozenset[Node]) -> tuple[Term, ...] | None:
-    """Terms in the order of the parameters that each expert has to itself; None where one has none, or reads another."""
+    """Terms in the order of the numbers that their weights compare an index with; else in that of the parameters that each
+    expert has to itself; None where one has none, or reads another.
+    """
     above = [ancestors(term.expert) for term in terms]
     order = {node: index for index, node in enumerate(terms[0].product.graph.nodes)}
     firsts: list[int] = []
@@ -193,7 +196,26 @@ def _in_order(terms: Sequence[Term], parameters: frozenset[Node]) -> tuple[Term,
         if terms[index].expert in others or not own & parameters - others:
             return None
         firsts.append(min(order[node] for node in own & parameters - others))
+    compared = [_compared_with(term.weight) for term in terms]
+    numbers = [number for number in compared if number is not None]
+    if len(set(numbers)) == len(terms):
+        firsts = numbers
     return tuple(term for _, term in sorted(zip(firsts, terms, strict=True), key=lambda pair: pair[0]))
+
+
+def _compared_with(weight: Node) -> int | None:
+    """The one number that the making of a weight compares something with, as in (v * (i == 2)).sum(1)."""
+    waiting, numbers = [weight], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if node.target in _COMPARISONS:
+            number = node.args[1]
+            numbers.add(number if isinstance(number, int) else -1)
+        elif node.target in (_aten.sum.dim_IntList, _aten.mul.Tensor, _aten.masked_fill.Scalar, *VIEWS):
+            waiting += node.all_input_nodes
+        elif node.target in (_aten.where.self, _aten.where.ScalarOther, _aten.where.ScalarSelf):
+            waiting += node.all_input_nodes[:1]
+    return numbers.pop() if len(numbers) == 1 and min(numbers) >= 0 else None
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ def _columns(traced: Traced) -> Iterator[_Column]:
             and 0 <= expert < count
             and _form(weights) == _form(index) == _form(given[0])
             and weights.meta["val"].is_floating_point()
+            and weights.meta["val"].dtype == node.meta["val"].dtype
         ):
             yield _Column(node, weights, index, expert, count, keeps_axis=len(given) > 2 and bool(given[2]))
 

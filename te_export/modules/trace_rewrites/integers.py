@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Graph, Node
 
 from te_export.modules.trace import Traced
@@ -20,6 +19,10 @@ __all__ = ["keep_integers"]
 
 _aten = torch.ops.aten
 _ROUNDING = frozenset({_aten.div.Tensor_mode, _aten.div.Scalar_mode})
+_COMPARED: dict[object, Any] = {
+    _aten.maximum.default: _aten.gt.Tensor,
+    _aten.minimum.default: _aten.lt.Tensor,
+}
 
 
 def keep_integers(traced: Traced) -> None:
@@ -28,6 +31,8 @@ def keep_integers(traced: Traced) -> None:
         with traced.graph.inserting_before(node):
             if node.target in _ROUNDING and not node.meta["val"].is_floating_point():
                 _divide_exactly(traced.graph, node)
+            elif node.target in _COMPARED and not node.meta["val"].is_floating_point():
+                _choose_by_comparison(traced.graph, node)
             elif node.target is _aten.index.Tensor:
                 _widen_indices(traced.graph, node)
     traced.graph.eliminate_dead_code()
@@ -35,10 +40,10 @@ def keep_integers(traced: Traced) -> None:
 
 
 def _divide_exactly(graph: Graph, node: Node) -> None:
-    given: list[Any] = [*node.args]
-    mode = node.kwargs.get("rounding_mode")
-    dividend, divisor = given
-    if mode not in ("floor", "trunc") or not isinstance(dividend, Node) or not _is_of(divisor, dividend):
+    mode, dtype = node.kwargs.get("rounding_mode"), node.meta["val"].dtype
+    dividend, divisor = (_of_dtype(graph, part, dtype) for part in node.args)
+    are_integers = isinstance(dividend, Node) and isinstance(divisor, Node | int) and dtype != torch.bool
+    if mode not in ("floor", "trunc") or not are_integers:
         return
     if mode == "trunc":
         rest = call(
@@ -46,6 +51,22 @@ def _divide_exactly(graph: Graph, node: Node) -> None:
         )
         dividend = call(graph, _aten.sub.Tensor, dividend, rest)
     node.replace_all_uses_with(call(graph, _aten.floor_divide.default, dividend, divisor))
+
+
+def _choose_by_comparison(graph: Graph, node: Node) -> None:
+    dtype = node.meta["val"].dtype
+    if dtype == torch.bool:
+        return
+    one, other = (_of_dtype(graph, part, dtype) for part in node.args)
+    is_more = call(graph, _COMPARED[node.target], one, other)
+    node.replace_all_uses_with(call(graph, _aten.where.self, is_more, one, other))
+
+
+def _of_dtype(graph: Graph, value: Any, dtype: torch.dtype) -> Any:
+    """An operand as torch promotes it."""
+    if not isinstance(value, Node) or value.meta["val"].dtype == dtype:
+        return value
+    return call(graph, _aten._to_copy.default, value, dtype=dtype)
 
 
 def _widen_indices(graph: Graph, node: Node) -> None:
@@ -57,11 +78,3 @@ def _widen_indices(graph: Graph, node: Node) -> None:
 def _widened(graph: Graph, index: Node) -> Node:
     narrow = index.meta["val"].dtype == torch.int32
     return call(graph, _aten._to_copy.default, index, dtype=torch.int64) if narrow else index
-
-
-def _is_of(divisor: object, dividend: Node) -> bool:
-    """Whether both are integers of one width."""
-    if not isinstance(divisor, Node):
-        return isinstance(divisor, int)
-    one, other = divisor.meta["val"], dividend.meta["val"]
-    return isinstance(one, Tensor) and isinstance(other, Tensor) and one.dtype == other.dtype

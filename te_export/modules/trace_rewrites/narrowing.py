@@ -100,6 +100,8 @@ class Narrowing:
         """
         if (start, end) == (0, shape_of(node)[axis]):
             return node
+        if start == end:
+            return None
         rule = self._rules.get(node.target) if node.op == "call_function" else None
         return rule(node, axis, start, end) if rule is not None else None
 
@@ -161,10 +163,14 @@ class Narrowing:
             return None if inner is None else self._call(node.target, (inner, *node.args[1:]), node)
         if axis != len(shape_of(node)) - 1 or not isinstance(weight, Node) or weight not in self._parameters:
             return None
+        if len(shape_of(weight)) != 2:
+            return None
+        if isinstance(bias, Node) and (
+            bias not in self._parameters or shape_of(bias) != shape_of(weight)[:1]
+        ):
+            return None
         rows: list[object] = [x, self._rows_of(weight, start, end)]
         if isinstance(bias, Node):
-            if bias not in self._parameters:
-                return None
             rows.append(self._rows_of(bias, start, end))
         return self._call(node.target, tuple(rows), node)
 
@@ -240,8 +246,9 @@ class Narrowing:
             return None
         found = False
         for index, (term, operand) in enumerate(zip(terms.split(","), operands, strict=True)):
-            if out[axis] in term:
-                operands[index], is_less = self._operand(operand, term.index(out[axis]), start, end)
+            place = term.find(out[axis])
+            if place >= 0 and shape_of(operand)[place] == shape_of(node)[axis]:  # of size 1 it is broadcast
+                operands[index], is_less = self._operand(operand, place, start, end)
                 found = found or is_less
         return self._call(node.target, (equation, operands), node) if found else None
 
@@ -324,7 +331,9 @@ class Narrowing:
             return self._made[key]
         own = f"{name}_rows_{start}_{end}"  # torch looks a dot up as an attribute of the tensor
         program = self._traced.program
-        with self._graph.inserting_after(parameter):
+        before = {key: node for key, node in self._made.items() if key[0] == name and key[1:] < (start, end)}
+        after = before[max(before)] if before else parameter
+        with self._graph.inserting_after(after):
             node = self._graph.placeholder(f"{parameter.name}_rows_{start}_{end}")
         node.meta["val"] = parameter.meta["val"][start:end]
         part = self._traced.tensor(name).detach()[start:end]
@@ -334,7 +343,7 @@ class Narrowing:
         else:
             program.state_dict[own] = nn.Parameter(part, requires_grad=False)
         specs = list(program.graph_signature.input_specs)
-        at = next(i for i, spec in enumerate(specs) if spec.arg.name == parameter.name)
+        at = next(i for i, spec in enumerate(specs) if spec.arg.name == after.name)
         specs.insert(at + 1, InputSpec(kind, TensorArgument(node.name), own))
         program._graph_signature = replace(program.graph_signature, input_specs=specs)
         self._parameters[node] = own

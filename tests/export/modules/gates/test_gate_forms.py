@@ -177,6 +177,41 @@ def two_sets_at_once(scores: Scores, experts: list[Tensor]) -> Tensor:
     return total
 
 
+def compared_with_sorted(scores: Scores, experts: list[Tensor]) -> Tensor:
+    """No topk tells that the index is one of K; the loop runs backwards."""
+    shares = F.softmax(scores, -1)
+    index = shares.argsort(-1, descending=True)[:, :BEST]
+    weights = shares.gather(1, index)
+    total = torch.zeros_like(experts[0])
+    for k in reversed(range(EXPERTS)):
+        total = weights.masked_fill(index != k, 0.0).sum(-1, keepdim=True) * experts[k] + total
+    return total
+
+
+def chosen_twice(scores: Scores, experts: list[Tensor]) -> Tensor:
+    weights, index = largest(scores)
+    weights, index = torch.cat([weights * 0.25, weights * 0.75], 1), index.repeat(1, 2)
+    chosen = torch.stack(experts, 1).gather(1, index.unsqueeze(-1).expand(-1, -1, WIDTH))
+    return (weights.unsqueeze(-1) * chosen).sum(1)
+
+
+def with_a_bias_for_the_choice(scores: Scores, experts: list[Tensor]) -> Tensor:
+    return multiply_and_sum(biased(scores), experts)
+
+
+def biased(scores: Scores) -> Tensor:
+    """Sigmoids, chosen by a biased score, over their sum."""
+    shares = torch.sigmoid(scores)
+    index = (shares + torch.linspace(0, 0.5, EXPERTS, dtype=scores.dtype)).topk(BEST, dim=-1).indices
+    weights = shares.gather(1, index)
+    return spread(index, weights / (weights.sum(-1, keepdim=True) + 1e-20))
+
+
+def largest_share(scores: Scores) -> Tensor:
+    values, index = F.softmax(scores, -1).topk(BEST, dim=-1)
+    return spread(index, values)
+
+
 def beside_another(scores: Scores, experts: list[Tensor]) -> Tensor:
     weights, total = F.softmax(scores, -1), torch.tanh(experts[0])
     for k, expert in enumerate(experts):
@@ -203,6 +238,9 @@ MIXTURES: dict[str, tuple[Mix, Weigh]] = {
     "stacked_in_float64": (stacked_in_float64, lambda s: F.softmax(s, -1)),
     "weight_by_weight_in_float64": (weight_by_weight_in_float64, WEIGHTS["scattered"]),
     "two_sets_at_once": (two_sets_at_once, lambda s: F.softmax(s, -1)),
+    "compared_with_sorted": (compared_with_sorted, largest_share),
+    "chosen_twice": (chosen_twice, WEIGHTS["scattered"]),
+    "with_a_bias_for_the_choice": (with_a_bias_for_the_choice, biased),
     "beside_another": (beside_another, lambda s: F.softmax(s, -1)),
     "combined_by_einsum": (combined_by_einsum, WEIGHTS["scattered"]),
     "looped": (looped, lambda s: F.softmax(s, -1)),

@@ -18,10 +18,13 @@ ROWS = 101
 class Hashed(nn.Module):
     """A task for each way of dividing: what comes out chooses a row of a table."""
 
+    constant: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.table = nn.Embedding(ROWS, 3)
+        self.register_buffer("constant", torch.tensor(1000))
 
     def forward(self, ids: Tensor, divisor: Tensor) -> dict[str, Tensor]:
         quotients = {
@@ -30,6 +33,10 @@ class Hashed(nn.Module):
             "floor_by_tensor": torch.div(ids, divisor, rounding_mode="floor"),
             "trunc_by_tensor": torch.div(ids, divisor, rounding_mode="trunc"),
             "slashes": ids // 1000,
+            "floor_by_int32": torch.div(ids, divisor.int(), rounding_mode="floor"),
+            "trunc_by_constant": torch.div(ids.int(), self.constant, rounding_mode="trunc"),
+            "maximum": torch.maximum(ids, -7 * ids.int()),
+            "minimum": torch.minimum(ids * 3, self.constant),
         }
         return {name: self.table(torch.remainder(found, ROWS)) for name, found in quotients.items()}
 
@@ -39,6 +46,7 @@ def test_quotients_are_exact(sign: int, tmp_path: Path) -> None:
     module = Hashed()
     rng = np.random.default_rng(0)
     ids = rng.integers(-(2**41), 2**41, 64)
+    ids[32:] = rng.integers(-(2**33), 2**33, 32)
     ids[:6] = [0, -1, 999, -999, 1000, -1000]
     inputs = {"ids": torch.from_numpy(ids), "divisor": torch.full((64,), sign * 1000)}
 

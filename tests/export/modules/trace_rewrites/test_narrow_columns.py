@@ -71,6 +71,13 @@ class Case:
 
 A, B, WIDE = ("a.weight", "a.bias"), ("b.weight", "b.bias"), ("wide.weight", "wide.bias")
 NARROWED = {
+    "a product of each row": Case(
+        lambda m, x: torch.matmul(m.wide(x).view(-1, 3, 2), x.view(-1, 2, 2))[:, 1],
+        ("wide.weight rows 2 4", "wide.bias rows 2 4"),
+    ),
+    "einsum of a broadcast axis": Case(
+        lambda m, x: torch.einsum("bti,tio->bto", x.unsqueeze(1), m.heads)[:, 2], ("heads rows 2 3",)
+    ),
     "softmax along another axis": Case(
         lambda m, x: F.softmax(m.wide(x).view(-1, 3, 2), -1)[:, 1],
         ("wide.weight rows 2 4", "wide.bias rows 2 4"),
@@ -161,6 +168,12 @@ NARROWED = {
     ),
 }  # fmt: skip
 KEPT = {
+    "matrices of several batches": Case(lambda m, x: torch.matmul(x.unsqueeze(0), m.heads)[1:2].sum(0), ("heads",)),
+    "a layer of one feature": Case(
+        lambda m, x: F.linear(m.wide(x).view(-1, 3, 2), m.shift[:2])[:, 1:2], (*WIDE, "shift")
+    ),
+    "a bias for all": Case(lambda m, x: F.linear(x, m.wide.weight, m.shift[:1])[:, 1:2], ("wide.weight", "shift")),
+    "all columns but some": Case(lambda m, x: torch.cat([m.joined(x)[:, :0], m.joined(x)[:, 2:]], 1), (*A, *B)),
     "softmax along the axis": Case(lambda m, x: F.softmax(m.wide(x), 1)[:, :2], WIDE),
     "softmax over the first part of a view": Case(lambda m, x: F.softmax(m.wide(x).view(-1, 3, 2), 1)[:, 1], WIDE),
     "the last part of a view": Case(lambda m, x: m.wide(x).view(-1, 3, 2)[:, :, 1], WIDE),
