@@ -260,6 +260,12 @@ def _drop_what_computes_nothing(traced: Traced) -> None:
         ):  # x[:, :, None] begins with two
             node.replace_all_uses_with(node.args[0])
             traced.graph.erase_node(node)
+        elif (
+            node.target is torch.ops.aten.cat.default
+        ):  # a piece that is empty reads what made it, and gives nothing of it
+            given: list[Any] = [*node.args]
+            parts = [part for part in given[0] if 0 not in part.meta["val"].shape]
+            node.args = (parts or given[0], *given[1:])
     for node in reversed(list(traced.graph.nodes)):
         name = getattr(node.target, "__name__", str(node.target))
         if node.op == "call_function" and not node.users and ("assert" in name or "sym_constrain" in name):

@@ -75,7 +75,7 @@ def rounding_scale(func: Callable[..., Any], args: Sequence[Any], result: Tensor
 def _product_norms(name: str, func: Callable[..., Any], args: Sequence[Any]) -> Tensor | None:
     """‖x‖·‖w‖ over what each element of a product sums up; None for anything else."""
     if name == "linear":
-        return _norms(args[0], -1) * _norms(args[1], 1).reshape(-1)  # (…, 1) · (out,)
+        return _norms(args[0], -1) * _norms(args[1], -1).reshape(-1)  # (…, 1) · (out,), or (1,) of a vector
     if name in _CONVOLUTIONS:
         x, weight = args[0], args[1]
         norms = _norms(weight.flatten(1), 1)

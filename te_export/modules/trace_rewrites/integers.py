@@ -33,6 +33,9 @@ def keep_integers(traced: Traced) -> None:
                 _divide_exactly(traced.graph, node)
             elif node.target in _COMPARED and not node.meta["val"].is_floating_point():
                 _choose_by_comparison(traced.graph, node)
+            elif node.target is _aten.floor_divide.default and not isinstance(node.args[0], Node):
+                number, divisor = node.args
+                node.args = (call(traced.graph, _aten.full_like.default, divisor, number), divisor)
             elif node.target is _aten.index.Tensor:
                 _widen_indices(traced.graph, node)
     traced.graph.eliminate_dead_code()

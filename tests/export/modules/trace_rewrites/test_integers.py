@@ -35,6 +35,7 @@ class Hashed(nn.Module):
             "slashes": ids // 1000,
             "floor_by_int32": torch.div(ids, divisor.int(), rounding_mode="floor"),
             "trunc_by_constant": torch.div(ids.int(), self.constant, rounding_mode="trunc"),
+            "of_a_number": (2**40 + 1) // (torch.remainder(ids, 1000) + 1),
             "maximum": torch.maximum(ids, -7 * ids.int()),
             "minimum": torch.minimum(ids * 3, self.constant),
         }
