@@ -17,11 +17,11 @@ from te_export.modules.all_tasks import PARAMETER_PREFIX, AllTasks, evaluating
 from te_export.modules.check_behaviour import check_nothing_is_drawn, check_rows_apart, check_stays_as_it_is
 from te_export.modules.example_inputs import Example, read_example_inputs
 from te_export.modules.forward_form import ForwardForm, find_forward_form, shown_form
+from te_export.modules.gates.assemble_terms import assemble_terms
 from te_export.modules.gates.find_gates import find_gates, last_gate
 from te_export.modules.module_inputs import module_inputs, sample_rows
 from te_export.modules.program_outputs import TaskNodes, give_outputs
 from te_export.modules.trace import Traced, ancestors, trace
-from te_export.modules.trace_rewrites.assemble_terms import assemble_terms
 from te_export.modules.trace_rewrites.chosen_columns import join_chosen_columns
 from te_export.modules.trace_rewrites.drop_zeros import drop_zeros
 from te_export.modules.trace_rewrites.exact_sigmoids import write_out_sigmoids

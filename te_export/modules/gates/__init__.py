@@ -1,1 +1,1 @@
-"""Finding the gates of a traced module by what they compute."""
+"""Finding the gates of a traced module by what they compute, and writing their sums in one form."""

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from te_export.modules.gates.find_experts import VIEWS, ExpertSearch
+from te_export.modules.gates.find_experts import ExpertSearch
 from te_export.modules.gates.gate_weights import GateWeights
 from te_export.modules.gates.weighted_sums import is_weighted_sum
+from te_export.modules.operators import VIEWS
 from te_export.modules.trace import has_batch_first
 
 __all__ = ["Chosen", "behind_views", "fusions_of_chosen"]

@@ -16,25 +16,12 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from te_export.modules.operators import JOINS, PIECES, PRODUCTS, VIEWS, is_getitem
 from te_export.modules.trace import ancestors, batch_axis
 
-__all__ = ["JOINS", "PIECES", "PRODUCTS", "VIEWS", "ExpertSearch", "is_getitem"]
+__all__ = ["ExpertSearch"]
 
 _aten = torch.ops.aten
-VIEWS = frozenset(
-    {
-        _aten.unsqueeze.default, _aten.squeeze.dim, _aten.squeeze.default, _aten.squeeze.dims, _aten.view.default,
-        _aten.reshape.default, _aten.expand.default, _aten.permute.default, _aten.transpose.int, _aten.clone.default,
-        _aten.dropout.default, _aten.alias.default, _aten.flatten.using_ints, _aten.t.default, _aten._to_copy.default,
-        _aten.contiguous.default, _aten.repeat.default, _aten.expand_as.default, _aten.unflatten.int,
-    }
-)  # fmt: skip
-PRODUCTS = frozenset(
-    {_aten.matmul.default, _aten.bmm.default, _aten.einsum.default, _aten.mm.default, _aten.baddbmm.default}
-)
-PIECES = frozenset({_aten.select.int, _aten.slice.Tensor, _aten.split.Tensor, _aten.unbind.int, _aten.chunk.default,
-                    _aten.split_with_sizes.default})  # fmt: skip
-JOINS = frozenset({_aten.cat.default, _aten.stack.default})
 _LINEARS = frozenset({_aten.linear.default, _aten.addmm.default, _aten.mm.default, _aten.matmul.default})
 _POINTWISE = frozenset(
     {_aten.relu.default, _aten.add.Tensor, _aten.mul.Tensor, _aten.gelu.default, _aten.tanh.default,
@@ -125,8 +112,3 @@ class ExpertSearch:
     def _row_size(self, node: Node) -> int:
         value, axis = self.values.get(node), batch_axis(node)
         return value.numel() // value.shape[axis] if isinstance(value, Tensor) and axis is not None else 0
-
-
-def is_getitem(node: Node) -> bool:
-    """Whether it takes one of several results."""
-    return getattr(node.target, "__name__", "") == "getitem"

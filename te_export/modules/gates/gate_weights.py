@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from te_export.modules.gates.find_experts import PIECES, PRODUCTS, VIEWS, is_getitem
+from te_export.modules.operators import LAYERS, PIECES, VIEWS, is_getitem
 from te_export.modules.trace import Traced, has_batch_first
 
-__all__ = ["LAYERS", "FoundWeights", "GateWeights", "find_weights"]
+__all__ = ["FoundWeights", "GateWeights", "find_weights"]
 
 _aten = torch.ops.aten
 _SOFTMAXES = frozenset({_aten.softmax.int, _aten._softmax.default, _aten._safe_softmax.default})
@@ -33,12 +33,6 @@ _CHOICES = frozenset(
 _POSITIVE = frozenset({_aten.relu.default, _aten.exp.default, _aten.softplus.default, _aten.clamp.default,
                        _aten.clamp_min.default, _aten.pow.Tensor_Scalar, _aten.abs.default})  # fmt: skip
 """What is made of these is weights where it sums to 1: the layers of a network have activations too."""
-LAYERS = PRODUCTS | {
-    _aten.linear.default, _aten.addmm.default, _aten.convolution.default, _aten.conv1d.default, _aten.conv2d.default,
-    _aten.conv3d.default, _aten.embedding.default, _aten.layer_norm.default, _aten.native_layer_norm.default,
-    _aten.batch_norm.default, _aten.group_norm.default, _aten.lstm.input, _aten.gru.input,
-    _aten.scaled_dot_product_attention.default,
-}  # fmt: skip
 _TOLERANCE = 1e-9
 _LEAST_SUM = 0.99
 """Of what was divided by its sum and a small number, so that nothing is divided by 0."""

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from te_export.modules.gates.find_experts import JOINS, PIECES, PRODUCTS, VIEWS, ExpertSearch, is_getitem
+from te_export.modules.gates.find_experts import ExpertSearch
 from te_export.modules.gates.gate_weights import GateWeights
+from te_export.modules.operators import JOINS, PIECES, PRODUCTS, VIEWS, is_getitem
 from te_export.modules.trace import ancestors, batch_axis
 from te_export.modules.trace_rewrites.narrow_columns import piece_of
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from te_export.modules.gates.gate_weights import LAYERS
+from te_export.modules.operators import LAYERS
 from te_export.modules.trace import Traced
 from te_export.modules.trace_rewrites.new_nodes import call
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from te_export.models.input_rows import InputRows
+from te_export.modules.gates.assemble_terms import assemble_terms
 from te_export.modules.gates.find_gates import find_gates
 from te_export.modules.trace import Traced
-from te_export.modules.trace_rewrites.assemble_terms import assemble_terms
 from te_export.modules.trace_rewrites.drop_zeros import drop_zeros
 from te_export.modules.traced_module import record_values
 
