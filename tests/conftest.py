@@ -5,9 +5,14 @@ from __future__ import annotations
 import functools
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+import te_runtime
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,3 +30,34 @@ def operators_are_read_once() -> None:
     apis = getattr(lazy, "onnxscript_apis", None)
     if hasattr(apis, "get_torchlib_ops") and not hasattr(apis.get_torchlib_ops, "cache_info"):
         apis.get_torchlib_ops = functools.cache(apis.get_torchlib_ops)
+
+
+class _OwnGraphs:
+    """Every task by its own graph: mode task has it for who asks for one task and no other."""
+
+    def __init__(self, models: Mapping[str, te_runtime.Model]) -> None:
+        self._models = models
+        self.inputs = next(iter(models.values())).inputs
+
+    def predict(self, x: Any) -> dict[str, te_runtime.Prediction]:
+        return {task: model.predict(x, [task])[task] for task, model in self._models.items()}
+
+
+@pytest.fixture(scope="session")
+def load_for_all_tasks() -> Callable[..., AbstractContextManager[Any]]:
+    """As te_runtime.load, and `predict` gives all tasks; in mode task each by its own graph."""
+
+    @contextmanager
+    def load(bundle: Path, *, mode: te_runtime.Mode, **options: Any) -> Iterator[Any]:
+        with ExitStack() as stack:
+            model = stack.enter_context(te_runtime.load(bundle, mode=mode, **options))
+            if mode != "task":
+                yield model
+                return
+            models = {
+                task: stack.enter_context(te_runtime.load(bundle, mode=mode, **options))
+                for task in model.tasks
+            }
+            yield _OwnGraphs(models)
+
+    return load

@@ -22,6 +22,7 @@ from te_runtime.prediction import Prediction
 from te_runtime.providers import Provider
 from te_runtime.row_parts import RowPart, pick_parts
 from te_runtime.session import OrtSession, open_session
+from te_runtime.task_mode import TaskModeExecutor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -253,17 +254,31 @@ def open_executor(
 
     names = [spec.name for spec in bundle.manifest.inputs]
     tasks = bundle.manifest.tasks
-    if mode == "joint":
-        joint = opened(variant.joint)
-        answerers = [Answerer(task, joint) for task in tasks]
-        return SessionExecutor(None, answerers, model_inputs=names, provider=provider)
-    if mode != "split" or variant.trunk is None:
+
+    def own_graphs() -> SessionExecutor:
         answerers = list(map(Answerer, tasks, (deferred(own_graph(own, mode)) for own in variant.tasks)))
         return SessionExecutor(None, answerers, model_inputs=names, provider=provider)
-    trunk = opened(variant.trunk)
-    answerers = list(map(Answerer, tasks, (deferred(own.tail, 1) for own in variant.tasks)))
-    together = None if variant.joint_tails is None else deferred(variant.joint_tails)
-    return SessionExecutor(trunk, answerers, model_inputs=names, provider=provider, joint_tails=together)
+
+    def trunk_and_tails(spec: GraphSpec, joint_tails: GraphSpec | None) -> SessionExecutor:
+        return SessionExecutor(
+            deferred(spec).get(),
+            list(map(Answerer, tasks, (deferred(own.tail, 1) for own in variant.tasks))),
+            model_inputs=names,
+            provider=provider,
+            joint_tails=None if joint_tails is None else deferred(joint_tails),
+        )
+
+    trunk = variant.trunk
+    if mode == "joint":
+        joint = opened(variant.joint)
+        return SessionExecutor(
+            None, [Answerer(task, joint) for task in tasks], model_inputs=names, provider=provider
+        )
+    if trunk is None or mode == "pruned":
+        return own_graphs()
+    if mode == "split":
+        return trunk_and_tails(trunk, variant.joint_tails)
+    return TaskModeExecutor(own_graphs, lambda: trunk_and_tails(trunk, None))
 
 
 def _loaded(sessions: Sequence[Session | DeferredSession[OrtSession]]) -> list[Session]:

@@ -15,6 +15,7 @@ from te_runtime.manifest import GraphSpec, Variant
 from te_runtime.plan import Mode, own_graph
 from te_runtime.providers import CudaOptions, Provider
 from te_runtime.session import OrtSession, open_session
+from te_runtime.task_mode import TaskModeExecutor
 
 __all__ = ["open_device_executor"]
 
@@ -29,8 +30,8 @@ def open_device_executor(
     cuda: CudaOptions | None = None,
 ) -> Executor:
     """Load what every call of one mode needs, the trunk or the joint graph; the others wait until they are needed,
-    unless batch sizes are to be recorded. In modes `task` and `pruned` each graph brings the trunk's weights to the
-    device again.
+    unless batch sizes are to be recorded: mode `task` then begins with the trunk and every tail. In mode `pruned` each
+    graph brings the trunk's weights to the device again.
 
     Args:
         bundle: the bundle.
@@ -50,11 +51,21 @@ def open_device_executor(
         path = bundle.path(spec.path)
         return open_session(path, spec, provider=provider, threads=threads, cuda=options)
 
-    graphs = _open_graphs(bundle, variant, mode, provider=provider, opened=opened)
     device = Device(provider, options.device_id if provider == "cuda" else 0)
-    if not options.graph_batch_sizes:
-        return DeviceExecutor(graphs, device)
-    return GraphExecutor(graphs, device, bundle.manifest.inputs, options.graph_batch_sizes)
+
+    def executor(graphs_of: Mode, *, joint_tails: bool = True) -> Executor:
+        graphs = _open_graphs(
+            bundle, variant, graphs_of, provider=provider, opened=opened, joint_tails=joint_tails
+        )
+        if not options.graph_batch_sizes:
+            return DeviceExecutor(graphs, device)
+        return GraphExecutor(graphs, device, bundle.manifest.inputs, options.graph_batch_sizes)
+
+    if mode != "task" or variant.trunk is None or len(variant.tasks) == 1:
+        return executor(mode)
+    if options.graph_batch_sizes:
+        return executor("split", joint_tails=False)
+    return TaskModeExecutor(lambda: executor("task"), lambda: executor("split", joint_tails=False))
 
 
 def _open_graphs(
@@ -64,6 +75,7 @@ def _open_graphs(
     *,
     provider: Provider,
     opened: Callable[[GraphSpec], OrtSession],
+    joint_tails: bool,
 ) -> DeviceGraphs:
     marks = FileMarks(bundle, [variant.weights, *(graph.path for graph in variant_graphs(variant))])
 
@@ -82,11 +94,11 @@ def _open_graphs(
         joint = deferred(variant.joint)
         joint.get()
         return DeviceGraphs(None, of_every_task(joint))
-    trunk = opened(variant.trunk) if mode == "split" and variant.trunk is not None else None
+    trunk = deferred(variant.trunk).get() if mode == "split" and variant.trunk is not None else None
     answers = {
         task.name: Answer.of(deferred(own_graph(own, mode) if trunk is None else own.tail), task, provider)
         for task, own in zip(tasks, variant.tasks, strict=True)
     }
-    if trunk is None or variant.joint_tails is None:
+    if trunk is None or variant.joint_tails is None or not joint_tails:
         return DeviceGraphs(trunk, answers)
     return DeviceGraphs(trunk, answers, of_every_task(deferred(variant.joint_tails)))

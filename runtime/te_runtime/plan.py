@@ -6,7 +6,7 @@ one session on the joint graph in the same run; scripts/benchmark_runtime.py mea
     mode    memory after all tasks   all five tasks, B = 1 / 8 / 64   one task, B = 1 / 8 / 64, over its task graph
     joint           1.00                   1.00 / 1.00 / 1.00               1.4 / 1.4 / 1.2  (computes every task)
     split           1.01                1.04 to 1.07 / 1.02 / 1.02          1.03 / 1.03 / 1.00
-    task            3.65                      3 to 4 times                  1.00
+    task        0.92 to 1.05              1.13 to 1.24 / 1.1 / 1.1          1.00; from the second task on as split
 
 A session packs its weights for itself. So the joint graph beside the trunk would take twice the memory, and split has the
 joint tails instead: the tails of all tasks as one graph, in the joint graph's own blocks. Five tails apart take 1.13 to
@@ -14,20 +14,24 @@ joint tails instead: the tails of all tasks as one graph, in the joint graph's o
 
 Gates and heads are a fifth of R's weights, with 20 tasks half, so that a tail for each and the joint tails beside them
 would take 1.25 and 1.65 times the memory. Hence a graph that only some calls need is loaded by the first that does: who
-asks for all tasks has one copy, who asks for some of them less, and only who does both 1.23.
+asks for all tasks has one copy, who asks for some of them less, and only who does both 1.24.
 
 The joint tails run where nine tenths of the tasks or more are asked for. 18 of 20 tails take 1.03 / 1.05 / 1.03 times the
 joint graph at B = 1 / 8 / 64, 15 of 20 take 0.89 / 0.96 / 0.91; of R's five, four take no longer than the joint tails.
 
-Mode task is for a process that serves one task: one graph, 0.85 of the memory, nothing handed from graph to graph.
-Mapping its weights without packing them, which sessions share, was measured: 1.12 of the memory for five tasks, but one
-task then takes 1.3 to 2.9 times as long in float32 and 3 to 33 times in int8; split has that memory and none of the price.
+Mode task is for a process that asks for one task at a time. The only one asked for runs its own graph: 0.85 of the
+memory, nothing handed from graph to graph. From the second task on its graph is let go of, and the trunk and a tail for
+each run instead, never the joint tails: so memory holds every weight once, whatever is asked for.
+A task graph for each would take 3.65 times the memory for R's five; trunk and tails one by one and then together take
+1.05, with 20 tasks 1.13, with 100 tasks 1.22, which are sessions more than weights. Mapping the weights of task graphs
+without packing them, which sessions share, was measured: 1.12 of the memory for five tasks, but one task then takes 1.3
+to 2.9 times as long in float32 and 3 to 33 times in int8.
 
 One session with an ONNX `If` around each tail was built and taken out again: all five tasks gained nothing that
 noise did not hide, one task took 1.04 to 1.12 times its task graph.
 
-Mode pruned is mode task with the pruned graphs that a bundle has. They give other numbers than the other modes do:
-the manifest says what each task loses.
+Mode pruned has a graph per task, the pruned one where the bundle has it, each with weights of its own. They give other
+numbers than the other modes do: the manifest says what each task loses.
 """
 
 from __future__ import annotations
@@ -48,9 +52,9 @@ class Plan(NamedTuple):
 
     Attributes:
         mode: `joint`: one graph that computes every task whatever is asked for; `split`: the trunk once, then
-            the tails of the tasks asked for, or the joint tails for all of them; `task`: a graph of its own per task,
-            each with its own weights; `pruned`: the same without the experts that a task hardly uses, where the bundle
-            has such a graph.
+            the tails of the tasks asked for, or the joint tails for all of them; `task`: a task's own graph as long as
+            no other task is asked for, then the trunk and tails; `pruned`: a graph of its own per task, each with its
+            own weights, without the experts that the task hardly uses where the bundle has such a graph.
         graphs: paths of the graphs inside the bundle that may run. The trunk and the joint graph are loaded with the
             model, the others when a call first needs them.
         reason: why this mode.
@@ -111,10 +115,12 @@ def _automatic(variant: Variant) -> Plan:
 
 def _graphs(variant: Variant, mode: Mode) -> tuple[str, ...]:
     shared = tuple(graph for graph in (variant.trunk, variant.joint_tails) if graph is not None)
+    own = tuple(task.graph for task in variant.tasks)
+    together = variant.trunk is not None and len(own) > 1
     opened: dict[Mode, tuple[GraphSpec, ...]] = {
         "joint": (variant.joint,),
         "split": (*shared, *(task.tail for task in variant.tasks)),
-        "task": tuple(own_graph(task, "task") for task in variant.tasks),
+        "task": (*own, *shared[:1], *(task.tail for task in variant.tasks)) if together else own,
         "pruned": tuple(own_graph(task, "pruned") for task in variant.tasks),
     }
     return tuple(graph.path for graph in opened[mode])

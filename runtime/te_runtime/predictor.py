@@ -77,9 +77,10 @@ def load(
         spinning: have those threads turn in circles between two calls, which wakes them some µs sooner and
             takes their CPUs from everybody else; of use with `threads` above 1 on a machine of one's own.
         mode: which graphs to run. `split`: the trunk, and a tail for each task asked for, or the tails of all
-            tasks as one graph. `joint`: one graph that computes every task whatever is asked for. `task`: a
-            graph per task, each with its own copy of the weights: for a process that serves one task. `pruned`: the
-            same without the experts that a task hardly uses, where the bundle has such a graph: its answers are
+            tasks as one graph. `joint`: one graph that computes every task whatever is asked for. `task`: the
+            task's own graph where one task is asked for and no other; from the second on the trunk and a tail for
+            each: for calls that ask for one task at a time. `pruned`: a graph per task, each with its own copy of the
+            weights, without the experts that the task hardly uses where the bundle has such a graph: its answers are
             others, and the manifest says what each task loses. None decides among the first three by what
             te_runtime.plan says was measured; `model.plan` tells. A graph that only some calls need is loaded by
             the first that does, or by `model.prepare`, so memory holds the weights of what is asked for.

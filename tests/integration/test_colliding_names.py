@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-import te_runtime
 from te_export import export
 
 NAMES = ("mul", "relu", "mean", "x", "scale", "prediction", "routing_weights")
@@ -56,9 +57,13 @@ def rows(count: int, seed: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("mode", ["joint", "split", "task"])
-def test_each_keeps_its_own_value(bundle: Path, mode: Literal["joint", "split", "task"]) -> None:
+def test_each_keeps_its_own_value(
+    bundle: Path,
+    mode: Literal["joint", "split", "task"],
+    load_for_all_tasks: Callable[..., AbstractContextManager[Any]],
+) -> None:
     inputs = rows(3, 1)
-    with te_runtime.load(bundle, mode=mode, threads=1) as model:
+    with load_for_all_tasks(bundle, mode=mode, threads=1) as model:
         found = model.predict({name: tensor.numpy() for name, tensor in inputs.items()})
 
     with torch.no_grad():

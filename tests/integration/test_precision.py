@@ -12,9 +12,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -285,11 +287,14 @@ def test_te_runtime_verifies_every_variant(precision: str, result: te_export.Exp
 
 @pytest.mark.parametrize("precision", LOWER)
 def test_every_mode_gives_the_same_answers_within_the_bound(
-    precision: str, result: te_export.ExportResult, digits: Digits
+    precision: str,
+    result: te_export.ExportResult,
+    digits: Digits,
+    load_for_all_tasks: Callable[..., AbstractContextManager[Any]],
 ) -> None:
     answers = {}
     for mode in MODES:
-        with te_runtime.load(result.bundle, precision=precision, threads=1, mode=mode) as model:
+        with load_for_all_tasks(result.bundle, precision=precision, threads=1, mode=mode) as model:
             answers[mode] = model.predict(digits.x)
 
     for parity in variant_of(result, precision).parity:

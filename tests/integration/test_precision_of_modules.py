@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from te_runtime.manifest import Precision
 from te_runtime.plan import Mode
 
 MODES: tuple[Mode, ...] = ("joint", "split", "task")
+Check = Callable[..., None]
 
 
 class InputGates(nn.Module):
@@ -163,20 +167,28 @@ def check_sizes(result: ExportResult, **most: float) -> None:
         assert sizes[precision] <= share * sizes["fp32"], precision
 
 
-def check_answers(bundle: Path, module: nn.Module, *inputs: Tensor, **errors: float) -> None:
+@pytest.fixture
+def check_answers(load_for_all_tasks: Callable[..., AbstractContextManager[Any]]) -> Check:
     """In every mode each precision gives what the module gives, but for so much of its spread."""
-    expected = module(*inputs)
-    for precision, error in errors.items():
-        for mode in MODES:
-            with te_runtime.load(bundle, precision=precision, threads=1, mode=mode) as model:
-                feeds = {spec.name: x.numpy() for spec, x in zip(model.inputs, inputs, strict=True)}
-                answers = model.predict(feeds)
-            for task, exact in expected.items():
-                difference = answers[task].output - exact.detach().numpy()
-                assert np.sqrt((difference**2).mean()) <= error * exact.std().item(), (precision, mode, task)
+
+    def check(bundle: Path, module: nn.Module, *inputs: Tensor, **errors: float) -> None:
+        expected = module(*inputs)
+        for precision, error in errors.items():
+            for mode in MODES:
+                with load_for_all_tasks(bundle, precision=precision, threads=1, mode=mode) as model:
+                    feeds = {spec.name: x.numpy() for spec, x in zip(model.inputs, inputs, strict=True)}
+                    answers = model.predict(feeds)
+                for task, exact in expected.items():
+                    difference = answers[task].output - exact.detach().numpy()
+                    allowed = error * exact.std().item()
+                    assert np.sqrt((difference**2).mean()) <= allowed, (precision, mode, task)
+
+    return check
 
 
-def test_experts_beside_gates_that_read_the_same_input_are_converted(tmp_path: Path) -> None:
+def test_experts_beside_gates_that_read_the_same_input_are_converted(
+    tmp_path: Path, check_answers: Check
+) -> None:
     torch.manual_seed(3)
     module, x = InputGates().eval(), torch.randn(64, 128)
 
@@ -187,7 +199,7 @@ def test_experts_beside_gates_that_read_the_same_input_are_converted(tmp_path: P
     check_answers(result.bundle, module, x, int8=0.02, int4=0.2)
 
 
-def test_layers_over_sequences_are_converted(tmp_path: Path) -> None:
+def test_layers_over_sequences_are_converted(tmp_path: Path, check_answers: Check) -> None:
     torch.manual_seed(4)
     module, x = Attention().eval(), torch.randn(128, 6, 128)
 
@@ -199,7 +211,7 @@ def test_layers_over_sequences_are_converted(tmp_path: Path) -> None:
     check_answers(result.bundle, module, x, fp32=1e-5, int8=0.05, int4=0.3)
 
 
-def test_static_int8_converts_layers_over_sequences(tmp_path: Path) -> None:
+def test_static_int8_converts_layers_over_sequences(tmp_path: Path, check_answers: Check) -> None:
     torch.manual_seed(4)
     module, x = Attention().eval(), torch.randn(128, 6, 128)
 
@@ -211,7 +223,7 @@ def test_static_int8_converts_layers_over_sequences(tmp_path: Path) -> None:
     check_answers(result.bundle, module, x, int8=0.05)
 
 
-def test_embedding_tables_are_converted(tmp_path: Path) -> None:
+def test_embedding_tables_are_converted(tmp_path: Path, check_answers: Check) -> None:
     torch.manual_seed(5)
     module, ids, dense = Lookups().eval(), torch.randint(0, 5000, (64, 2)), torch.randn(64, 4)
     options = ExportOptions(precisions=("fp32", "int8", "int4"))
@@ -230,7 +242,7 @@ def test_embedding_tables_are_converted(tmp_path: Path) -> None:
     ids=str,
 )
 def test_a_weight_of_several_layers_is_stored_once_each_way_round(
-    make: type[nn.Module], weight: str, copies: int, tmp_path: Path
+    make: type[nn.Module], weight: str, copies: int, tmp_path: Path, check_answers: Check
 ) -> None:
     torch.manual_seed(6)
     module, x = make().eval(), torch.randn(64, 6, 128)
@@ -244,7 +256,7 @@ def test_a_weight_of_several_layers_is_stored_once_each_way_round(
     check_answers(result.bundle, module, x, int8=0.05, int4=0.3)
 
 
-def test_layers_right_after_one_another_are_both_converted(tmp_path: Path) -> None:
+def test_layers_right_after_one_another_are_both_converted(tmp_path: Path, check_answers: Check) -> None:
     torch.manual_seed(8)
     module, x = LowRank().eval(), torch.randn(64, 512)
 
@@ -254,7 +266,7 @@ def test_layers_right_after_one_another_are_both_converted(tmp_path: Path) -> No
     check_answers(result.bundle, module, x, int8=0.05, int4=0.4)
 
 
-def test_static_int8_converts_convolutions(tmp_path: Path) -> None:
+def test_static_int8_converts_convolutions(tmp_path: Path, check_answers: Check) -> None:
     torch.manual_seed(7)
     module, x = Images(), torch.randn(128, 3, 16, 16)
     with torch.no_grad():

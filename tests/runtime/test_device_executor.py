@@ -20,6 +20,7 @@ from te_runtime.executor import Executor, open_executor
 from te_runtime.open_device import open_device_executor
 from te_runtime.providers import CudaOptions
 from te_runtime.session import OrtSession
+from te_runtime.task_mode import TaskModeExecutor
 
 MODES = ("joint", "split", "task")
 RECORDED = (1, 4)
@@ -75,11 +76,33 @@ def assert_equal(found: dict[str, object], expected: dict[str, object]) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_answers_are_those_of_the_plain_executor(root: Path, mode: str, kind: str) -> None:
     device, reference = on_device(root, mode, KINDS[kind]), plain(root, mode)
-    assert type(device) is (DeviceExecutor if kind == "plain" else GraphExecutor)
+    waits = mode == "task" and open_bundle(root).manifest.variants[0].trunk is not None
+    assert type(device) is (
+        GraphExecutor if kind == "recorded" else TaskModeExecutor if waits else DeviceExecutor
+    )
     for rows in (1, 4, 3, 1, 0, 4):
         for tasks in (["task_0", "task_1"], ["task_1"]):
             values = feeds(root, rows, seed=rows)
             assert_equal(device.run(values, rows, tasks), reference.run(values, rows, tasks))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mode_task_has_one_trunk_on_the_device(
+    root: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where batches are recorded everything is loaded at once, so that one task has no graph of its own either."""
+    ran = count_runs(monkeypatch)
+    device = on_device(root, "task", KINDS[kind])
+    ran.clear()
+    for tasks in (["task_0"], ["task_0", "task_1"], ["task_0"]):
+        device.run(feeds(root, 4), 4, tasks)
+    trunk, first, second = (f"fp32/{name}.onnx" for name in ("trunk", "tail-task_0", "tail-task_1"))
+    own = [f"fp32/task-task_{number}.onnx" for number in range(2)]
+    if open_bundle(root).manifest.variants[0].trunk is None:
+        assert ran == [own[0], *own, own[0]]
+    else:
+        alone = own[:1] if kind == "plain" else [trunk, first]
+        assert ran == [*alone, trunk, first, second, trunk, first]
 
 
 @pytest.mark.parametrize("kind", KINDS)

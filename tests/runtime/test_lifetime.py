@@ -72,7 +72,8 @@ with te_runtime.load(sys.argv[2]) as warm:  # a tiny model, so that onnxruntime 
     warm.predict(x)
 before = pss_bytes()
 model = te_runtime.load(sys.argv[1], threads=1, mode=sys.argv[3])
-model.predict(x)
+for tasks in [*([task] for task in model.tasks), None] if sys.argv[3] == "task" else [None]:
+    model.predict(x, tasks)
 loaded = pss_bytes()
 model.close()
 after = pss_bytes()
@@ -138,7 +139,9 @@ def run_python(code: str, *arguments: object) -> str:
 
 
 @needs_fork
-@pytest.mark.parametrize(("mode", "ending"), [("split", "keep"), ("split", "delete"), ("joint", "delete")])
+@pytest.mark.parametrize(
+    ("mode", "ending"), [("split", "keep"), ("split", "delete"), ("joint", "delete"), ("task", "delete")]
+)
 def test_a_forked_child_is_told_and_can_load_again(pristine: Path, mode: str, ending: str) -> None:
     assert run_python(FORK, pristine, mode, ending) == "parent goes on\n"
 
@@ -186,6 +189,18 @@ def test_close_gives_memory_back(tiny: ModuleType, tmp_path: Path, mode: str) ->
     taken, given_back = map(int, run_python(MEMORY, tmp_path / "big", tmp_path / "small", mode).split())
     assert taken > 5_000_000
     assert given_back >= 0.8 * taken
+
+
+@needs_smaps
+def test_mode_task_holds_every_weight_once_whatever_is_asked_for(tiny: ModuleType, tmp_path: Path) -> None:
+    """A quarter more: allocators keep some pages of the first task's graph. The trunk is 18 MB, and tails are small."""
+    tiny.write_tiny_bundle(tmp_path / "big", hidden=150_000, standalone=False)
+    tiny.write_tiny_bundle(tmp_path / "small")
+    joint, task = (
+        int(run_python(MEMORY, tmp_path / "big", tmp_path / "small", mode).split()[0])
+        for mode in ("joint", "task")
+    )
+    assert task <= 1.25 * joint
 
 
 def test_answers_outlive_the_model(pristine: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -98,7 +99,12 @@ def test_the_builders_make_what_they_promise(model_name: str, rewritten_models: 
         assert torch.equal(tensor, again.module.state_dict()[name])
 
 
-def test_a_rewritten_model_is_exported(model_name: str, rewritten_models: ModuleType, tmp_path: Path) -> None:
+def test_a_rewritten_model_is_exported(
+    model_name: str,
+    rewritten_models: ModuleType,
+    load_for_all_tasks: Callable[..., AbstractContextManager[Any]],
+    tmp_path: Path,
+) -> None:
     model = rewritten_models.REWRITTEN_MODELS[model_name]()
     exact = copy.deepcopy(model.module).double()
 
@@ -112,7 +118,7 @@ def test_a_rewritten_model_is_exported(model_name: str, rewritten_models: Module
     assert gated == set(model.gates) or (model.gates_may_stay_hidden and gated < set(model.gates))
     parity = {entry.task: entry for entry in result.manifest.variants[0].parity}
     for mode in MODES:
-        with te_runtime.load(result.bundle, mode=mode, threads=1) as loaded:
+        with load_for_all_tasks(result.bundle, mode=mode, threads=1) as loaded:
             for rows in BATCHES:
                 inputs = model.make_rows(rows, 100 + rows)
                 own = answer(model, model.module, inputs)

@@ -765,7 +765,40 @@ print("end of program")
 """
 
 
-@pytest.mark.parametrize("program", [FORGOTTEN, FORKED], ids=["forgotten", "forked"])
+FORKED_WHILE_MEASURING = """
+import os, sys, threading, warnings, te_runtime
+from te_runtime import forking
+from te_runtime.session import open_session
+import te_runtime.executor
+warnings.simplefilter("ignore", DeprecationWarning)
+model = te_runtime.load(sys.argv[1], threads=1)
+loading, children = threading.Event(), []
+def fork():
+    loading.wait()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(7)
+    children.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+forker = threading.Thread(target=fork)
+forker.start()
+def slowly(*arguments, **options):  # a fork is waited for before the first tail is loaded
+    loading.set()
+    while not forking._gate._forking:
+        pass
+    return open_session(*arguments, **options)
+te_runtime.executor.open_session = slowly
+te_runtime.Scheduler(model, executors=2).close()
+forker.join()
+assert children == [7], children
+print("end of program")
+"""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [FORGOTTEN, FORKED, FORKED_WHILE_MEASURING],
+    ids=["forgotten", "forked", "forked while measuring"],
+)
 def test_processes_end(pristine: Path, program: str) -> None:
     if "os.fork" in program and not hasattr(__import__("os"), "fork"):
         pytest.skip("needs os.fork, which Linux and macOS have")

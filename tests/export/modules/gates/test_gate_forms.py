@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -287,14 +289,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> te_export.ExportResult
 
 
 @pytest.mark.parametrize("mode", ["joint", "split", "task"])
-def test_the_bundle_gives_what_the_module_mixes_with(mode: Mode, exported: te_export.ExportResult) -> None:
+def test_the_bundle_gives_what_the_module_mixes_with(
+    mode: Mode,
+    exported: te_export.ExportResult,
+    load_for_all_tasks: Callable[..., AbstractContextManager[Any]],
+) -> None:
     module = EveryForm().eval()
     rows = torch.from_numpy(np.random.default_rng(3).standard_normal((40, FEATURES)).astype(np.float32))
     with torch.no_grad():
         own = module(rows), module.weights(rows)
         exact = module.double()(rows.double()), module.weights(rows.double())
 
-    with te_runtime.load(exported.bundle, mode=mode, threads=1) as model:
+    with load_for_all_tasks(exported.bundle, mode=mode, threads=1) as model:
         answers = model.predict(rows.numpy())
 
     for name in MIXTURES:
