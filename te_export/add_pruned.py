@@ -18,9 +18,10 @@ from te_export.models.exportable import ExportableModel
 from te_export.options import ExportOptions, TaskPruning
 from te_export.partition import GraphSet
 from te_export.precision.evaluation import Evaluation
-from te_export.pruning.prune_experts import Means
-from te_export.pruning.prune_tasks import prune_tasks
+from te_export.pruning.prune_tasks import PrunedTask, prune_tasks
+from te_export.verify.graph_runs import GraphRun
 from te_export.verify.parity import verify_pruned
+from te_export.verify.reachability import check_pruned_reachability
 from te_export.verify.references import References
 from te_export.verify.structure import check_pruned_structure
 from te_runtime.errors import BundleError
@@ -35,13 +36,13 @@ class AddedPruned:
 
     Attributes:
         tasks: what was found for every task.
-        models, means, accuracy: of the tasks that have a pruned graph, by name.
+        models, expected, accuracy: of the tasks that have a pruned graph, by name.
         notes: what a person must know.
     """
 
     tasks: tuple[TaskPruning, ...] = ()
     models: Mapping[str, ir.Model] = field(default_factory=dict)
-    means: Mapping[str, Means] = field(default_factory=dict)
+    expected: Mapping[str, GraphRun] = field(default_factory=dict)
     accuracy: Mapping[str, TaskAccuracy] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -62,12 +63,14 @@ def add_pruned(
     model: ExportableModel,
     evaluation: Evaluation,
     options: ExportOptions,
+    references: References,
 ) -> AddedPruned:
     """Prune every task within `options.prune_experts`, and prove what each pruned graph depends on.
 
     Args:
         captured: the joint graph before any rewrite.
         evaluation: with the rows of the calibration data.
+        references: with the rows that every graph is proved on.
 
     Raises:
         StructureError: a pruned graph lost something else than the experts, or did not lose them.
@@ -76,15 +79,22 @@ def add_pruned(
     """
     with staged.scratch() as scratch:
         try:
-            told, found = prune_tasks(captured, graphs, evaluation, options=options, scratch=scratch)
+            told, found = prune_tasks(
+                captured,
+                graphs,
+                evaluation,
+                probe_rows=references.rows.x,
+                options=options,
+                scratch=scratch,
+            )
         except BundleError as error:
             raise ParityError(f"--prune-experts: onnxruntime cannot run a graph: {error}") from error
     for pruned in found.values():
-        check_pruned_structure(pruned.graph, tuple(pruned.means), model, captured)
+        _check(pruned, model, captured)
     return AddedPruned(
         tasks=told,
         models={task: pruned.graph.model for task, pruned in found.items()},
-        means={task: pruned.means for task, pruned in found.items()},
+        expected={task: pruned.expected for task, pruned in found.items()},
         accuracy={task: pruned.accuracy for task, pruned in found.items()},
         notes=tuple(pruned.note for pruned in found.values() if pruned.note),
     )
@@ -98,9 +108,9 @@ def pruned_entries(
     Raises:
         ParityError: a pruned graph is not what was judged.
     """
-    if not added.means:
+    if not added.expected:
         return {}
-    parity = verify_pruned(staged, references, added.means)
+    parity = verify_pruned(staged, references, added.expected)
     return {
         task.task: PrunedGraph(
             graph=staged.pruned[task.task],
@@ -110,5 +120,11 @@ def pruned_entries(
             parity=parity[task.task],
         )
         for task in added.tasks
-        if task.task in added.means
+        if task.task in added.expected
     }
+
+
+def _check(pruned: PrunedTask, model: ExportableModel, captured: JointGraph) -> None:
+    check_pruned_reachability(pruned.graph, pruned.place, pruned.removed, model, captured)
+    if model.expert_features is not None:
+        check_pruned_structure(pruned.graph, pruned.removed, model, captured)

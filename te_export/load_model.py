@@ -82,7 +82,6 @@ def _of_family(checkpoint: Checkpoint, options: ExportOptions) -> ExportableMode
 
 
 def _traced_family(loaded: LoadedModule, options: ExportOptions) -> ExportableModel:
-    _refuse_pruning(options)
     model = make_exportable(
         loaded.module,
         loaded.example_inputs,
@@ -92,7 +91,8 @@ def _traced_family(loaded: LoadedModule, options: ExportOptions) -> ExportableMo
         config=loaded.config,
         notes=loaded.notes,
     )
-    return replace(model, unused_parameters=(*loaded.unused_parameters, *model.unused_parameters))
+    unused = (*loaded.unused_parameters, *model.unused_parameters)
+    return _with_gates(replace(model, unused_parameters=unused), options)
 
 
 def _exportable(
@@ -108,10 +108,10 @@ def _exportable(
             "a module needs example inputs: what its forward takes, some rows of it. Pass --example-input F.npz (in Python "
             "example_inputs=x, or a dict from name to array)"
         )
-    _refuse_pruning(options)
-    return make_exportable(
+    model = make_exportable(
         module, example, task_names=options.task_names, tasks=options.tasks, notes=notes, config=config
     )
+    return _with_gates(model, options)
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
@@ -129,9 +129,13 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     return _unwrapped(inner) if isinstance(inner, nn.Module) else module
 
 
-def _refuse_pruning(options: ExportOptions) -> None:
-    if options.prune_experts is not None:
-        raise UsageError("--prune-experts knows the experts of TaskExpert checkpoints alone: leave it out")
+def _with_gates(model: ExportableModel, options: ExportOptions) -> ExportableModel:
+    """The model, if it has what the options need."""
+    if options.prune_experts is not None and all(task.num_experts is None for task in model.tasks):
+        raise UsageError(
+            "--prune-experts: no gate of any task was found, so that nothing tells which experts a task uses: leave it out"
+        )
+    return model
 
 
 def _refuse_factory(options: ExportOptions, what: str) -> None:

@@ -239,7 +239,7 @@ def _write_graphs(
     pruned = AddedPruned()
     if options.prune_experts is not None:
         with steps.step("prune") as step:
-            pruned = add_pruned(staged, captured, graphs, model, evaluation, options)
+            pruned = add_pruned(staged, captured, graphs, model, evaluation, options, references)
             step.detail = pruned.detail
     with steps.step("write") as step:
         files = write_variant(

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-from te_export.capture.joint_graph import EXPERT_FEATURES
-from te_export.models.input_rows import InputRows
-from te_export.pruning.prune_experts import Means, with_means
-from te_runtime.session_types import Session
-
-__all__ = ["answer_with_means", "choose_experts"]
+__all__ = ["choose_experts"]
 
 
 def choose_experts(
@@ -36,21 +28,3 @@ def choose_experts(
         if len(tried) < count and loss(tried) <= budget:
             removed = tried
     return removed
-
-
-def answer_with_means(
-    trunk: Session, tail: Session, means: Means
-) -> Callable[[InputRows], Sequence[NDArray[np.generic]]]:
-    """What a task answers to rows while some experts answer their means: prediction and weights.
-
-    Args:
-        trunk, tail: the graphs of the task as they are.
-        means: the mean outputs of those experts.
-    """
-    names = [spec.name for spec in trunk.spec.inputs]
-
-    def answer(x: InputRows) -> Sequence[NDArray[np.generic]]:
-        (features,) = trunk.run(x.feeds(names))
-        return tail.run({EXPERT_FEATURES: with_means(features, means)})
-
-    return answer

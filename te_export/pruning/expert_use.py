@@ -1,4 +1,4 @@
-"""How each task uses the experts on given rows, and what the experts answer there on average."""
+"""How each task uses the experts on given rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from te_export.capture.joint_graph import routing_weights_name
 from te_export.models.input_rows import InputRows
 from te_runtime.session_types import Session
 
-__all__ = ["ExpertUse", "mean_outputs", "measure_use"]
+__all__ = ["ExpertUse", "measure_use"]
 
 _BATCH = 64
 
@@ -38,6 +38,9 @@ class ExpertUse:
 def measure_use(joint: Session, x: InputRows, tasks: tuple[str, ...]) -> dict[str, ExpertUse]:
     """Run the joint graph over rows.
 
+    Args:
+        tasks: those that have a gate.
+
     Returns:
         By task name.
 
@@ -54,17 +57,6 @@ def measure_use(joint: Session, x: InputRows, tasks: tuple[str, ...]) -> dict[st
         task: ExpertUse(mean=tuple(found.mean(axis=0).tolist()), largest=tuple(found.max(axis=0).tolist()))
         for task, found in zip(places, weights, strict=True)
     }
-
-
-def mean_outputs(trunk: Session, x: InputRows) -> NDArray[np.float64]:
-    """Run the trunk over rows; the mean features (K, D), summed in float64.
-
-    Raises:
-        BundleError: onnxruntime gave up.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):  # a mean that is not finite costs more than any budget
-        total = sum(features.sum(axis=0, dtype=np.float64) for (features,) in _batches(trunk, x))
-        return np.asarray(total / len(x), np.float64)
 
 
 def _batches(session: Session, x: InputRows) -> Iterator[Sequence[NDArray[np.generic]]]:

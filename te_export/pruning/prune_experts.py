@@ -19,14 +19,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from te_export.pruning.mixture import Mixture, find_mixture
-from te_export.rewrite.edit import Edit
+from te_export.pruning.means_trial import Means
+from te_export.pruning.mixture import Mixture, find_mixtures
+from te_export.rewrite.edit import Edit, axes_of
 from te_export.rewrite.linear import Linear, tensor_of
 
-__all__ = ["Means", "PrunedModel", "prune_experts", "with_means"]
-
-Means = Mapping[int, NDArray[np.float64]]
-"""Mean outputs (D,) by expert."""
+__all__ = ["PrunedModel", "prune_experts"]
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,12 @@ class PrunedModel:
     sources: Mapping[str, tuple[str, ...]]
 
 
-def prune_experts(captured: ir.Model, means: Means, *, task: str) -> PrunedModel | str:
+def prune_experts(captured: ir.Model, place: int, means: Means, *, task: str) -> PrunedModel | str:
     """Take experts out of a task graph.
 
     Args:
         captured: the task graph before any rewrite; it stays as it is.
+        place: which of its mixtures, as MeansTrial.place.
         means: the experts to take out, with their mean outputs.
         task: its name, which the new initializers carry: other tasks may cut the same layers otherwise.
 
@@ -53,9 +52,7 @@ def prune_experts(captured: ir.Model, means: Means, *, task: str) -> PrunedModel
         The graph with the same inputs and outputs, or why it was left alone.
     """
     model = captured.clone()
-    mixture = find_mixture(model.graph)
-    if isinstance(mixture, str):
-        return mixture
+    mixture = find_mixtures(model.graph)[place]
     kept = [expert for expert in range(mixture.count) if expert not in means]
     if not kept:
         return f"all {mixture.count} experts would go, and one must stay"
@@ -69,14 +66,6 @@ def prune_experts(captured: ir.Model, means: Means, *, task: str) -> PrunedModel
     sources |= _cut_fusion(edit, mixture, features, kept, rows, task)
     edit.done()
     return PrunedModel(model, sources)
-
-
-def with_means(features: NDArray[np.generic], means: Means) -> NDArray[np.generic]:
-    """A copy of expert features (B, K, D) in which some experts answer their means, in the same dtype."""
-    replaced = features.copy()
-    for expert, mean in means.items():
-        replaced[:, expert] = mean
-    return replaced
 
 
 def _folded(
@@ -104,9 +93,9 @@ def _mean_rows(mixture: Mixture, means: Means) -> NDArray[np.float32]:
 
 def _keep_features(edit: Edit, mixture: Mixture, kept: list[int]) -> ir.Value:
     """The features of the kept experts: (B, K', D)."""
-    rows = [mixture.stack.inputs[expert] for expert in kept]
-    axes = (mixture.fusion.batch, len(kept), mixture.width)
-    return edit.add("Concat", rows, axes, name=f"{mixture.stack.name}.kept", axis=1)
+    rows = [mixture.rows[expert] for expert in kept]
+    axes = (mixture.batch, len(kept), mixture.width)
+    return edit.add("Concat", rows, axes, name=f"{mixture.features.name}.kept", axis=1)
 
 
 def _cut_gate(
@@ -117,7 +106,9 @@ def _cut_gate(
     task: str,
 ) -> dict[str, tuple[str, ...]]:
     sources: dict[str, tuple[str, ...]] = {}
-    batch, width = mixture.fusion.batch, layers[0][0].shape[1] if layers else 0
+    if not layers:
+        return sources
+    batch, width = mixture.batch, layers[0][0].shape[1]
     size = edit.integers([-1, width], name=f"{features.name}.shape")
     flat = edit.add("Reshape", [features, size], (batch, width), name=f"{features.name}.flat")
     for layer, (columns, shift) in zip(mixture.gate, layers, strict=True):
@@ -143,16 +134,23 @@ def _cut_fusion(
     task: str,
 ) -> dict[str, tuple[str, ...]]:
     """The Gemm adds what the kept experts give, so that one node holds all the rest."""
-    fusion = mixture.fusion
-    batch, width, name = fusion.batch, fusion.width, f"{fusion.total.name}.kept"
+    batch, width, name = mixture.batch, mixture.width, f"{mixture.fused.name}.kept"
     places = edit.integers(kept, name=f"{name}.experts")
-    weights = edit.add("Gather", [fusion.weights, places], (batch, len(kept)), name=f"{name}.weights", axis=1)
+    weights = edit.add(
+        "Gather", [mixture.weights, places], (batch, len(kept)), name=f"{name}.weights", axis=1
+    )
     last, first = (edit.integers([axis], name=f"{name}.axis") for axis in (-1, 1))
     column = edit.add("Unsqueeze", [weights, last], (batch, len(kept), 1), name=f"{name}.column")
     product = edit.add("Mul", [column, features], (batch, len(kept), width), name=f"{name}.product")
     total = edit.add("ReduceSum", [product, first], (batch, width), name=name, keepdims=0)
     means = edit.initializer(ir.tensor(mean_rows), name=f"{name}.means.pruned-{task}")
-    inputs = [fusion.weights, means, total]
-    fused = edit.add("Gemm", inputs, (batch, width), name=f"{fusion.total.name}.pruned")
-    edit.replace(fusion.total.outputs[0], fused)
+    inputs = [mixture.weights, means, total]
+    fused = edit.add("Gemm", inputs, (batch, width), name=f"{mixture.fused.name}.pruned")
+    axes = axes_of(mixture.fused)
+    if axes is not None and axes != (batch, width):
+        size = edit.integers(
+            [-1, *(axis for axis in axes[1:] if isinstance(axis, int))], name=f"{name}.shape"
+        )
+        fused = edit.add("Reshape", [fused, size], axes, name=f"{mixture.fused.name}.laid_out")
+    edit.replace(mixture.fused, fused)
     return {str(means.name): ()}

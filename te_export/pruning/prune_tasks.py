@@ -20,13 +20,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from te_export.bundle.accuracy_entry import accuracy_entry
 from te_export.bundle.weights_file import plan_weights
-from te_export.capture.joint_graph import JointGraph
+from te_export.capture.joint_graph import JointGraph, routing_weights_name
 from te_export.models.input_rows import InputRows
 from te_export.options import ExportOptions, TaskPruning
 from te_export.partition import GraphSet, cut_task, order_initializers
@@ -35,14 +33,16 @@ from te_export.precision.accuracy import doubt_labels
 from te_export.precision.evaluation import Evaluation
 from te_export.precision.latency import LatencyRatio, latency_feeds, measure_ratios
 from te_export.precision.trial import open_trial
-from te_export.pruning.choose_experts import answer_with_means, choose_experts
-from te_export.pruning.expert_use import ExpertUse, mean_outputs, measure_use
-from te_export.pruning.mixture import find_mixture
-from te_export.pruning.prune_experts import Means, prune_experts
+from te_export.pruning.choose_experts import choose_experts
+from te_export.pruning.expert_use import ExpertUse, measure_use
+from te_export.pruning.freed_parameters import freed_by
+from te_export.pruning.means_trial import Means, MeansTrial, find_trial
+from te_export.pruning.prune_experts import prune_experts
 from te_export.pruning.shared_weights import SharedWeights, share_weights, shared_weights
 from te_export.rewrite.rewrite import rewrite_alone
+from te_export.verify.batches import plan_batches
+from te_export.verify.graph_runs import GraphRun
 from te_runtime.manifest import TaskAccuracy
-from te_runtime.session_types import Session
 
 __all__ = ["PrunedTask", "prune_tasks"]
 
@@ -56,12 +56,16 @@ class PrunedTask:
 
     Attributes:
         graph: one task's, with the sources of its initializers.
-        means: the experts that are gone, ascending, with their mean outputs (D,).
+        removed: the experts that are gone, ascending.
+        place: which of the mixtures of the task graph as captured they were in.
+        expected: what the task graph as captured gives for the probe rows while those experts answer their means.
         note: what a person must know, or nothing.
     """
 
     graph: JointGraph
-    means: Means
+    removed: tuple[int, ...]
+    place: int
+    expected: GraphRun
     accuracy: TaskAccuracy
     note: str
 
@@ -72,20 +76,17 @@ class _Work:
 
     Attributes:
         evaluation: its budget is that of pruning.
-        trunk: opened.
-        means: (K, D) float64.
+        calibration: the rows that tell means.
+        probe_rows: the rows that every graph is proved on.
     """
 
     captured: JointGraph
     graphs: GraphSet
     evaluation: Evaluation
+    calibration: InputRows
+    probe_rows: InputRows
     options: ExportOptions
-    trunk: Session
-    means: NDArray[np.float64]
     shared: SharedWeights
-
-    def means_of(self, experts: Sequence[int]) -> Means:
-        return {expert: self.means[expert] for expert in sorted(experts)}
 
 
 def prune_tasks(
@@ -93,6 +94,7 @@ def prune_tasks(
     graphs: GraphSet,
     evaluation: Evaluation,
     *,
+    probe_rows: InputRows,
     options: ExportOptions,
     scratch: Path,
 ) -> tuple[tuple[TaskPruning, ...], dict[str, PrunedTask]]:
@@ -102,6 +104,7 @@ def prune_tasks(
         captured: the joint graph before any rewrite.
         graphs: as they will be written; they stay as they are.
         evaluation: with calibration rows.
+        probe_rows: what every graph is proved on.
         options: with a budget for pruning.
         scratch: a folder for graphs that are tried; the caller removes it.
 
@@ -113,21 +116,22 @@ def prune_tasks(
     """
     assert evaluation.calibration is not None  # ExportOptions asks for data
     assert options.prune_experts is not None  # or nobody would call
-    assert graphs.trunk is not None  # the models whose experts can go have one
-    uses = measure_use(open_trial(graphs.joint, scratch), evaluation.calibration, captured.tasks)
-    trunk = open_trial(graphs.trunk, scratch)
+    given = {str(value.name) for value in captured.model.graph.outputs}
+    gated = tuple(task for task in captured.tasks if routing_weights_name(task) in given)
+    uses = measure_use(open_trial(graphs.joint, scratch), evaluation.calibration, gated)
     work = _Work(
         captured=captured,
         graphs=graphs,
         evaluation=replace(evaluation, budget_points=options.prune_experts),
+        calibration=evaluation.calibration,
+        probe_rows=probe_rows,
         options=options,
-        trunk=trunk,
-        means=mean_outputs(trunk, evaluation.calibration),
         shared=shared_weights([model.graph for model in graphs.models]),
     )
     found: dict[str, PrunedTask] = {}
     told: list[TaskPruning] = []
-    for task, use in uses.items():
+    for task in captured.tasks:
+        use = uses.get(task, ExpertUse((), ()))
         with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
             pruned = _prune(work, task, use, Path(folder))
             if isinstance(pruned, str):
@@ -140,43 +144,64 @@ def prune_tasks(
 
 def _prune(work: _Work, task: str, use: ExpertUse, scratch: Path) -> PrunedTask | str:
     """The graph of a task without the experts it can spare, or why there is none."""
+    if not use.largest:
+        return "no gate of it was found, so that nothing tells which experts it uses"
     candidates = use.candidates()
     if not candidates:
         return f"every expert is used: the least has weight up to {min(use.largest):.2f}"
-    mixture = find_mixture(cut_task(work.captured, task).graph)
-    if isinstance(mixture, str):
-        return f"its graph is left alone: {mixture}"
-    tail = open_trial(work.graphs.tails[task], scratch)
+    own = cut_task(work.captured, task)
+    freed = freed_by(own, work.captured.sources)
+    if not freed:
+        return (
+            "its graph is left alone: its experts are not joined into one value that only their sum, and layers of the "
+            "gate, read"
+        )
+    spared = {place: [expert for expert in candidates if parts[expert]] for place, parts in enumerate(freed)}
+    if not any(spared.values()):
+        return f"experts {_listed(candidates)} have little weight, but all that they are made of is read elsewhere too"
+    trial = find_trial(own, [place for place in spared if spared[place]], work.calibration, scratch)
+    if trial is None:
+        return "its graph is left alone: what its joined experts make is not their sum by the routing weights"
     removed = choose_experts(
-        candidates,
-        count=mixture.count,
-        loss=lambda experts: _loss_without(work, task, tail, experts),
+        spared[trial.place],
+        count=trial.count,
+        loss=lambda experts: _loss_without(work, task, trial, experts),
         budget=work.evaluation.budget_points,
     )
     while removed:  # rounding may tell the graph itself from the trial
-        graph = _build(work, task, removed)
+        means = {expert: trial.means[expert] for expert in sorted(removed)}
+        graph = _build(work, task, own, trial.place, means)
         if isinstance(graph, str):
             return f"its graph is left alone: {graph}"
         figures = _measure(work, task, graph.model, scratch)
         if work.evaluation.loss_points(figures) <= work.evaluation.budget_points:
-            accuracy = accuracy_entry(task, figures, work.evaluation)
-            note = doubt_labels(task, figures, "pruning")
-            return PrunedTask(graph, work.means_of(removed), accuracy, note)
+            return PrunedTask(
+                graph=graph,
+                removed=tuple(means),
+                place=trial.place,
+                expected=trial.run(work.probe_rows, plan_batches(len(work.probe_rows)), means),
+                accuracy=accuracy_entry(task, figures, work.evaluation),
+                note=doubt_labels(task, figures, "pruning"),
+            )
         removed = removed[:-1]
-    shown = ", ".join(map(str, sorted(candidates)))
     return (
-        f"experts {shown} have little weight, but without any one of them the task loses more than the "
-        f"{work.evaluation.budget_points:g} points allowed"
+        f"experts {_listed(spared[trial.place])} have little weight, but without any one of them the task loses more "
+        f"than the {work.evaluation.budget_points:g} points allowed"
     )
 
 
-def _loss_without(work: _Work, task: str, tail: Session, experts: Sequence[int]) -> float:
-    answer = answer_with_means(work.trunk, tail, work.means_of(experts))
-    return work.evaluation.loss_points(work.evaluation.measure_task(task, answer))
+def _listed(experts: Sequence[int]) -> str:
+    return ", ".join(map(str, sorted(experts)))
 
 
-def _build(work: _Work, task: str, experts: Sequence[int]) -> JointGraph | str:
-    cut = prune_experts(cut_task(work.captured, task), work.means_of(experts), task=task)
+def _loss_without(work: _Work, task: str, trial: MeansTrial, experts: Sequence[int]) -> float:
+    means = {expert: trial.means[expert] for expert in experts}
+    figures = work.evaluation.measure_task(task, lambda x: trial.answer(x, means))
+    return work.evaluation.loss_points(figures)
+
+
+def _build(work: _Work, task: str, own: ir.Model, place: int, means: Means) -> JointGraph | str:
+    cut = prune_experts(own, place, means, task=task)
     if isinstance(cut, str):
         return cut
     graph = rewrite_alone(
@@ -211,7 +236,7 @@ def _tell(work: _Work, task: str, use: ExpertUse, pruned: PrunedTask, scratch: P
         task=task,
         use=use,
         budget_points=work.evaluation.budget_points,
-        removed=tuple(pruned.means),
+        removed=pruned.removed,
         loss_points=pruned.accuracy.loss_points,
         added_bytes=_added_bytes(work.graphs, model),
         latencies=_latencies({"task": own, "pruned": model}, work.evaluation.x, scratch),

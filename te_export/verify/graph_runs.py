@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from te_runtime.session import open_session
 from te_runtime.session_types import Session
 from te_runtime.threads import default_threads
 
-__all__ = ["GraphRun", "open_staged", "run_graph", "run_tail"]
+__all__ = ["GraphRun", "collect_run", "open_staged", "run_graph", "run_tail"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def run_graph(root: Path, spec: GraphSpec, rows: InputRows) -> GraphRun:
     """Run a graph that reads inputs of the model."""
     names = [tensor.name for tensor in spec.inputs]
     planned = plan_batches(len(rows))
-    return _collect(open_staged(root, spec), planned, (rows[batch].feeds(names) for batch in planned))
+    return collect_run(open_staged(root, spec), planned, (rows[batch].feeds(names) for batch in planned))
 
 
 def run_tail(root: Path, spec: GraphSpec, trunk: GraphRun, rows: InputRows) -> GraphRun:
@@ -60,12 +60,13 @@ def run_tail(root: Path, spec: GraphSpec, trunk: GraphRun, rows: InputRows) -> G
         {name: values[index] for name, values in made.items()} | rows[batch].feeds(own)
         for index, batch in enumerate(planned)
     )
-    return _collect(open_staged(root, spec), planned, feeds)
+    return collect_run(open_staged(root, spec), planned, feeds)
 
 
-def _collect(
-    session: Session, planned: list[NDArray[np.int64]], feeds: Iterator[dict[str, NDArray[np.generic]]]
+def collect_run(
+    session: Session, planned: Sequence[NDArray[np.int64]], feeds: Iterable[dict[str, NDArray[np.generic]]]
 ) -> GraphRun:
+    """Run a graph on feeds for the rows `planned`."""
     results = [session.run(feed) for feed in feeds]
     columns = [np.concatenate(parts) for parts in zip(*results, strict=True)]
     names = [tensor.name for tensor in session.spec.outputs]

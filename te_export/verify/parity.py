@@ -14,7 +14,6 @@ itself.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +22,12 @@ from te_export.bundle.staged_graphs import StagedGraphs
 from te_export.capture.joint_graph import EXPERT_FEATURES
 from te_export.errors import GateError, ParityError
 from te_export.partition import PREDICTION, ROUTING_WEIGHTS
-from te_export.pruning.prune_experts import Means, with_means
 from te_export.verify.error_figures import ErrorFigures, absolute_errors, measure_errors
 from te_export.verify.graph_runs import GraphRun, run_graph, run_tail
 from te_export.verify.references import OutputReference, References
 from te_export.verify.tolerance import TORCH_FACTOR, Tolerance
 from te_runtime.errors import BundleError
-from te_runtime.manifest import GraphSpec, GroupParity, OutputParity, Precision, TaskParity
+from te_runtime.manifest import GroupParity, OutputParity, Precision, TaskParity
 
 __all__ = ["verify_graphs", "verify_lower_precision", "verify_pruned"]
 
@@ -224,12 +222,12 @@ def _lower_features(staged: StagedGraphs, references: References, rounding: floa
 
 
 def verify_pruned(
-    staged: StagedGraphs, references: References, means: Mapping[str, Means]
+    staged: StagedGraphs, references: References, expected: Mapping[str, GraphRun]
 ) -> dict[str, TaskParity]:
-    """Run every pruned graph over the probe rows, and trunk and tail with the mean outputs put between them.
+    """Run every pruned graph over the probe rows, beside what the graphs as captured gave with the mean outputs put in.
 
     Args:
-        means: by task that has a pruned graph, the mean outputs of the experts that are gone.
+        expected: by task that has a pruned graph, that run.
 
     Returns:
         The parity of those tasks, by name. Its bounds are what te_runtime holds the golden rows to.
@@ -237,15 +235,8 @@ def verify_pruned(
     Raises:
         ParityError: ONNX Runtime cannot run a graph, or the two ways differ.
     """
-    if staged.trunk is None:
-        return {}
     try:
-        trunk = run_graph(staged.root, staged.trunk, references.rows.x)
-        found = {
-            task.task: _verify_pruned(staged, references, trunk, task.task, task.tail, means[task.task])
-            for task in staged.tasks
-            if task.task in means
-        }
+        found = {task: _verify_pruned(staged, references, task, run) for task, run in expected.items()}
     except BundleError as error:
         raise ParityError(f"onnxruntime cannot run a pruned graph: {error}") from error
     failures = [failure for _, more in found.values() for failure in more]
@@ -258,10 +249,8 @@ def verify_pruned(
 
 
 def _verify_pruned(
-    staged: StagedGraphs, references: References, trunk: GraphRun, name: str, tail: GraphSpec, means: Means
+    staged: StagedGraphs, references: References, name: str, expected: GraphRun
 ) -> tuple[TaskParity, list[str]]:
-    features = {EXPERT_FEATURES: with_means(trunk.outputs[EXPERT_FEATURES], means)}
-    expected = run_tail(staged.root, tail, replace(trunk, outputs=features), references.rows.x)
     run = run_graph(staged.root, staged.pruned[name], references.rows.x)
     parities: list[OutputParity] = []
     failures: list[str] = []

@@ -9,17 +9,18 @@ was made with them when captured, it is in the joint graph and the task graphs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import onnx_ir as ir
 
 from te_export.capture.joint_graph import JointGraph
 from te_export.errors import StructureError
 from te_export.models.exportable import ExportableModel
-from te_export.partition import PREDICTION, ROUTING_WEIGHTS, GraphSet
+from te_export.partition import PREDICTION, ROUTING_WEIGHTS, GraphSet, cut_task
+from te_export.pruning.freed_parameters import parameters_without
 from te_export.verify.dependencies import Dependencies, dependencies_of
 
-__all__ = ["check_reachability"]
+__all__ = ["check_pruned_reachability", "check_reachability"]
 
 _SHOWN = 8
 _LAYOUTS = {"Unsqueeze", "Squeeze", "Reshape", "Transpose", "Expand", "Identity", "Split", "Flatten"}
@@ -60,6 +61,39 @@ def check_reachability(graphs: GraphSet, model: ExportableModel, captured: Joint
                 f"{graph.name}: {value.name} is made by {_operator(made)}, expected a Softmax"
             )
         if name in used and graph in whole and not _is_used(graph, value):
+            raise StructureError(
+                f"{graph.name}: {value.name} are not the weights that the prediction was made with"
+            )
+
+
+def check_pruned_reachability(
+    pruned: JointGraph, place: int, removed: Collection[int], model: ExportableModel, captured: JointGraph
+) -> None:
+    """Prove that a graph without some experts depends on everything but them, and gives the weights that it mixes by.
+
+    Args:
+        pruned: the graph of one task, as it will be written.
+        place: which of the mixtures of the task's graph as captured they were in.
+        removed: the experts that are gone.
+        captured: the joint graph before any rewrite.
+
+    Raises:
+        StructureError: naming what is missing, or was to be gone.
+    """
+    (task,) = pruned.tasks
+    expected = parameters_without(cut_task(captured, task), place, removed, captured.sources)
+    known = frozenset(model.parameter_sizes)
+    graph = pruned.model.graph
+    for value in graph.outputs:
+        found = frozenset(dependencies_of(value).parameters(pruned.sources))
+        _compare(
+            str(graph.name),
+            str(value.name),
+            found=found & known,
+            expected=expected[str(value.name)] & known,
+            known=known,
+        )
+        if value.name == ROUTING_WEIGHTS and not _is_used(graph, value):
             raise StructureError(
                 f"{graph.name}: {value.name} are not the weights that the prediction was made with"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from te_export.report.machine import result_object
 from te_export.report.terminal import result_lines
 from te_export.rewrite.rewrite import rewrite, rewrite_cut
 from te_export.rewrite.stack import stack_of
+from te_export.verify.graph_runs import run_graph
 from te_export.verify.parity import verify_pruned
 from te_export.verify.probe_rows import make_probe_rows
 from te_export.verify.references import evaluate_references
@@ -227,6 +229,7 @@ def test_a_budget_that_nothing_fits_leaves_every_expert(
         captured,
         partition(captured),
         evaluation_of(model, files),
+        probe_rows=make_probe_rows(model).x,
         options=options(files, prune_experts=0.0, optimize="none"),
         scratch=tmp_path,
     )
@@ -236,7 +239,7 @@ def test_a_budget_that_nothing_fits_leaves_every_expert(
         "have little weight, but without any one of them the task loses more than the 0 points allowed"
     )
     assert "task_1" not in found
-    assert list(tmp_path.iterdir()) != []  # joint and trunk were tried there; each task's own trials are gone
+    assert list(tmp_path.iterdir()) != []  # the joint graph was tried there; each task's own trials are gone
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("tmp")]
 
 
@@ -250,7 +253,12 @@ def test_stacks_are_runs_of_neighbours_and_lie_in_the_joint_graphs_stack(
         partition(rewritten.graph), captured, rewritten.log, provider="cpu", level="exact"
     )
     _, found = prune_tasks(
-        captured, graphs, evaluation_of(model, files), options=options(files), scratch=tmp_path
+        captured,
+        graphs,
+        evaluation_of(model, files),
+        probe_rows=make_probe_rows(model).x,
+        options=options(files),
+        scratch=tmp_path,
     )
     others = [one.graph for one in graphs.models]
     for task, pruned in found.items():
@@ -289,9 +297,12 @@ def test_a_pruned_graph_that_is_not_what_was_judged_is_refused(
     exported: ExportResult, references_of: Any, files: Path
 ) -> None:
     staged, references = references_of(exported, files)
-    means = {task: {0: np.zeros(8)} for task in HARDLY_USED}
-    with pytest.raises(ParityError, match=r"checks of pruned graphs failed.*without --prune-experts"):
-        verify_pruned(staged, references, means)
+    for task in HARDLY_USED:
+        run = run_graph(staged.root, staged.pruned[task], references.rows.x)
+        assert set(verify_pruned(staged, references, {task: run})) == {task}
+        moved = {name: values + np.float32(0.001) for name, values in run.outputs.items()}
+        with pytest.raises(ParityError, match=r"checks of pruned graphs failed.*without --prune-experts"):
+            verify_pruned(staged, references, {task: replace(run, outputs=moved)})
 
 
 @pytest.fixture
